@@ -1,0 +1,85 @@
+//! Configuration: one file per section, and the three things done with them: load, validate,
+//! explain.
+//!
+//! Later wins: the defaults below, `plinth.toml`, `.env`, the environment. Our own keys are
+//! `APP_SECTION__KEY`; the names the ecosystem already uses (`DATABASE_URL`, `PORT`, …) work too,
+//! and any of them may be given as a file by appending `_FILE`.
+
+mod cache;
+mod cors;
+mod database;
+mod explain;
+mod health;
+mod load;
+mod log;
+mod secret;
+mod security_headers;
+mod sentry;
+mod server;
+mod validate;
+
+pub use cache::CacheConfig;
+pub use cors::CorsConfig;
+pub use database::DatabaseConfig;
+pub use health::HealthConfig;
+pub use load::{Fault, Faults, Loaded, Sources, load};
+pub use log::{LogConfig, LogFormat};
+pub use secret::{Secret, SecretUrl};
+pub use security_headers::SecurityHeadersConfig;
+pub use sentry::SentryConfig;
+pub use server::ServerConfig;
+
+use serde::{Deserialize, Serialize};
+
+/// Where the service runs. It chooses defaults, and production refuses what is unsafe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Environment {
+    #[default]
+    Development,
+    Test,
+    Production,
+}
+
+impl Environment {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Development => "development",
+            Self::Test => "test",
+            Self::Production => "production",
+        }
+    }
+}
+
+/// Everything that can be set, with its defaults in the sections' own files.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `APP_ENV`: development, test or production.
+    pub env: Environment,
+    pub server: ServerConfig,
+    pub database: DatabaseConfig,
+    pub cache: CacheConfig,
+    pub log: LogConfig,
+    pub sentry: SentryConfig,
+    pub cors: CorsConfig,
+    pub security_headers: SecurityHeadersConfig,
+    pub health: HealthConfig,
+}
+
+impl Config {
+    /// The defaults for an environment. This is the only place that defines them.
+    pub fn defaults(env: Environment) -> Self {
+        Self {
+            env,
+            server: ServerConfig::defaults(env),
+            database: DatabaseConfig::default(),
+            cache: CacheConfig::default(),
+            log: LogConfig::defaults(env),
+            sentry: SentryConfig::default(),
+            cors: CorsConfig::default(),
+            security_headers: SecurityHeadersConfig::default(),
+            health: HealthConfig::default(),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The listener, its limits and its shutdown.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::Environment;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Address to listen on.
+    pub bind: IpAddr,
+    /// Port to listen on; `0` lets the system choose. Also `PORT`.
+    pub port: u16,
+    /// The origin clients use, such as `https://api.example.com`; for links in the API document.
+    pub public_url: Option<String>,
+    /// Networks whose `X-Forwarded-For` is believed, as CIDRs.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Longest a handler may take before its request is answered with 504.
+    #[serde(with = "humantime_serde")]
+    pub request_timeout: Duration,
+    /// Largest request body; larger is 413.
+    pub body_limit: ByteSize,
+    /// Longest pause between two pieces of a request body; longer is 408.
+    #[serde(with = "humantime_serde")]
+    pub body_idle_timeout: Duration,
+    /// Longest a whole request body may take to arrive; longer is 408.
+    #[serde(with = "humantime_serde")]
+    pub body_timeout: Duration,
+    /// Longest from the first byte of a request's head to its last, the TLS handshake and the
+    /// first head of a new connection included.
+    #[serde(with = "humantime_serde")]
+    pub header_timeout: Duration,
+    /// Longest a connection may stay open with no request in flight. Keep it above the idle
+    /// timeout of a balancer in front (60 s is usual), or the balancer sees 502s.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// Longest sent data may stay unacknowledged before the connection is dropped.
+    #[serde(with = "humantime_serde")]
+    pub write_timeout: Duration,
+    /// Connections open at once; more wait in the kernel's backlog.
+    pub max_connections: usize,
+    /// How long to go on accepting after SIGTERM, while balancers notice that we are not ready.
+    #[serde(with = "humantime_serde")]
+    pub pre_stop_delay: Duration,
+    /// How long requests in flight may take to finish after that, before they are cut.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+    /// PEM certificate chain; with `tls_key`, serves HTTPS. Read again on SIGHUP.
+    pub tls_cert: Option<PathBuf>,
+    /// PEM private key of `tls_cert`.
+    pub tls_key: Option<PathBuf>,
+}
+
+impl ServerConfig {
+    pub(super) fn defaults(env: Environment) -> Self {
+        Self {
+            bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 8080,
+            public_url: None,
+            trusted_proxies: Vec::new(),
+            request_timeout: Duration::from_secs(15),
+            body_limit: ByteSize::mib(2),
+            body_idle_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(30),
+            max_connections: 10_000,
+            pre_stop_delay: match env {
+                Environment::Production => Duration::from_secs(5),
+                Environment::Development | Environment::Test => Duration::ZERO,
+            },
+            drain_timeout: Duration::from_secs(20),
+            tls_cert: None,
+            tls_key: None,
+        }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.bind, self.port)
+    }
+}
