@@ -1,0 +1,261 @@
+//! The server: bind, accept, serve, drain.
+//!
+//! The loop is ours, on hyper-util, because `axum::serve` has no bound on how long a request head
+//! may take, no cap on connections and no end to a drain: any one of those lets a client with one
+//! socket, or a deploy, hang. What each connection may do is in [`connection`], how long it may do
+//! nothing in [`watchdog`].
+
+mod connection;
+mod signals;
+mod tls;
+mod watchdog;
+
+pub use signals::Shutdown;
+
+use std::convert::Infallible;
+use std::io::{self, ErrorKind};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use axum::body::Body;
+use axum::http::Request;
+use axum::response::Response;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::ServerConfig;
+use connection::Handler;
+use tls::Tls;
+
+/// The kernel's queue of connections not yet accepted; it also trims this to `somaxconn`.
+const BACKLOG: i32 = 4096;
+/// How long to wait for a file to be closed when there is none left for the next connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Files that are not client connections: pools, logs, the listener itself.
+const OTHER_FILES: u64 = 256;
+/// How long connections that have been cut get to drop what they hold.
+const CUT_GRACE: Duration = Duration::from_millis(500);
+
+/// A bound listener, ready to serve.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    tls: Option<Arc<Tls>>,
+    config: ServerConfig,
+}
+
+/// How the last connections ended.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Connections that were open when accepting stopped and ended by themselves.
+    pub completed: usize,
+    /// Connections that were cut, with the requests in flight on them.
+    pub aborted: usize,
+}
+
+impl Server {
+    /// Binds the address and loads the certificate. Call it inside a Tokio runtime.
+    ///
+    /// # Errors
+    /// One line that names the setting at fault: the address is taken, not permitted or not ours;
+    /// a TLS file is missing, unreadable, or not the other's pair.
+    pub fn bind(config: &ServerConfig) -> anyhow::Result<Self> {
+        let tls = match (&config.tls_cert, &config.tls_key) {
+            (Some(cert), Some(key)) => Some(Arc::new(Tls::load(cert, key)?)),
+            (None, None) => None,
+            _ => bail!("TLS needs both tls_cert and tls_key; only one is set"),
+        };
+        raise_file_limit(config.max_connections);
+        let listener = listen(config).map_err(|error| explain(config.address(), &error))?;
+        let address = listener.local_addr().context("cannot read the listener's address")?;
+        Ok(Self { listener, address, tls, config: config.clone() })
+    }
+
+    /// The address bound, with the real port where the configured one was 0.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `https` with a certificate, else `http`.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// Serves until `shutdown.drain` is cancelled, then drains:
+    ///
+    /// 1. `on_drain` is called at once, so that readiness turns 503;
+    /// 2. connections are still accepted for `pre_stop_delay`, while balancers take notice;
+    /// 3. the listener closes, idle connections close, the others are told to go away (`Connection:
+    ///    close`, GOAWAY) as their requests end;
+    /// 4. after `drain_timeout` what is left is cut.
+    ///
+    /// `shutdown.force` skips to the cut from anywhere; before `drain`, `on_drain` is not called.
+    /// Each request carries [`ConnectInfo<SocketAddr>`](axum::extract::ConnectInfo), the peer.
+    pub async fn serve<S>(self, app: S, shutdown: Shutdown, on_drain: impl FnOnce()) -> Drained
+    where
+        S: tower::Service<Request<Body>, Response = Response, Error = Infallible>,
+        S: Clone + Send + 'static,
+        S::Future: Send,
+    {
+        let Self { listener, tls, config, .. } = self;
+        let _reload = tls.clone().map(tls::reload_on_hangup);
+        let handler = Arc::new(Handler::new(&config, tls));
+        let stop = async {
+            shutdown.drain.cancelled().await;
+            on_drain();
+            tracing::info!(still_accepting_for = ?config.pre_stop_delay, "draining");
+            sleep(config.pre_stop_delay).await;
+        };
+        tokio::select! {
+            () = accept(&listener, &handler, app, config.max_connections) => {}
+            () = stop => {}
+            () = shutdown.force.cancelled() => {}
+        }
+        drop(listener);
+        drain(&handler, config.drain_timeout, &shutdown.force).await
+    }
+}
+
+/// Accepts for ever. The slot is taken before the connection is, so what is over the cap waits in
+/// the kernel's backlog and costs this process nothing.
+async fn accept<S>(listener: &TcpListener, handler: &Arc<Handler>, app: S, cap: usize)
+where
+    S: tower::Service<Request<Body>, Response = Response, Error = Infallible>,
+    S: Clone + Send + 'static,
+    S::Future: Send,
+{
+    let slots = Arc::new(Semaphore::new(cap.min(Semaphore::MAX_PERMITS)));
+    let mut failing = false;
+    while let Ok(slot) = slots.clone().acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                failing = false;
+                handler.spawn(stream, peer, app.clone(), slot);
+            }
+            Err(error) if client_went_away(&error) => {}
+            // Out of files or memory: others' connections are closing, and ours must go on.
+            Err(error) => {
+                if !failing {
+                    tracing::error!(%error, "cannot accept connections; trying on");
+                }
+                failing = true;
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn drain(handler: &Handler, cap: Duration, force: &CancellationToken) -> Drained {
+    let open: &TaskTracker = &handler.open;
+    let at_stop = open.len();
+    open.close();
+    handler.drain.cancel();
+    tokio::select! {
+        _ = timeout(cap, open.wait()) => {}
+        () = force.cancelled() => {}
+    }
+    let aborted = open.len();
+    handler.cut.cancel();
+    let _ = timeout(CUT_GRACE, open.wait()).await;
+    let drained = Drained { completed: at_stop.saturating_sub(aborted), aborted };
+    tracing::info!(completed = drained.completed, aborted = drained.aborted, "drained");
+    drained
+}
+
+/// The options are set on the listener: what it accepts inherits them.
+fn listen(config: &ServerConfig) -> io::Result<TcpListener> {
+    let address = config.address();
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if config.bind == Ipv6Addr::UNSPECIFIED {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(config.write_timeout))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(config.write_timeout))?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn explain(address: SocketAddr, error: &io::Error) -> anyhow::Error {
+    let fix = match error.kind() {
+        ErrorKind::AddrInUse => "another process has this port: stop it, or set PORT",
+        ErrorKind::PermissionDenied => "ports below 1024 are privileged: set PORT to another",
+        ErrorKind::AddrNotAvailable => "this machine has no such address: set APP_SERVER__BIND",
+        _ => return anyhow!("cannot listen on {address}: {error}"),
+    };
+    anyhow!("cannot listen on {address}: {fix}")
+}
+
+/// The usual soft limit, 1024, is for programs that use `select`; the hard one is ours to take.
+fn raise_file_limit(max_connections: usize) {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "cannot raise the limit on open files");
+    }
+    let needed = max_connections as u64 + OTHER_FILES;
+    if let Some(files) = getrlimit(Resource::Nofile).current.filter(|files| *files < needed) {
+        tracing::warn!(files, max_connections, "the limit on open files is below max_connections");
+    }
+}
+
+fn client_went_away(error: &io::Error) -> bool {
+    use ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Environment};
+
+    fn config() -> ServerConfig {
+        ServerConfig { port: 0, ..Config::defaults(Environment::Test).server }
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_one_clear_line() {
+        let first = Server::bind(&config()).unwrap();
+        let again = ServerConfig { port: first.address().port(), ..config() };
+        let error = format!("{:#}", Server::bind(&again).err().unwrap());
+        assert_eq!(
+            error,
+            format!(
+                "cannot listen on {}: another process has this port: stop it, or set PORT",
+                first.address()
+            )
+        );
+    }
+
+    #[tokio::test]
+    async fn half_a_tls_pair_is_refused() {
+        let half = ServerConfig { tls_cert: Some("cert.pem".into()), ..config() };
+        assert!(Server::bind(&half).err().unwrap().to_string().contains("only one is set"));
+    }
+
+    #[tokio::test]
+    async fn accepted_sockets_inherit_the_options() {
+        let config = config();
+        let server = Server::bind(&config).unwrap();
+        let (_client, accepted) =
+            tokio::join!(tokio::net::TcpStream::connect(server.address), server.listener.accept());
+        let (stream, _) = accepted.unwrap();
+        let socket = socket2::SockRef::from(&stream);
+        assert!(socket.tcp_nodelay().unwrap());
+        assert!(socket.keepalive().unwrap());
+        #[cfg(target_os = "linux")]
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(config.write_timeout));
+    }
+}
