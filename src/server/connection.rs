@@ -153,13 +153,16 @@ impl Handler {
             async move { response.await.map(|response| response.map(|b| Reply::new(b, in_flight))) }
         });
         let mut http = pin!(self.http.serve_connection_with_upgrades(TokioIo::new(io), service));
+        // hyper would drop a connection that has yet to send its first request, although that may
+        // be on its way; the watchdog gives it a moment.
+        let asked_to_leave = async {
+            leave.cancelled().await;
+            activity.version.wait().await;
+        };
         tokio::select! {
+            biased;
+            () = asked_to_leave => http.as_mut().graceful_shutdown(),
             result = http.as_mut() => return result,
-            // hyper would drop a connection that has yet to send its first request, although that
-            // may be on its way; the watchdog gives it a moment.
-            () = async { leave.cancelled().await; activity.version.wait().await; } => {
-                http.as_mut().graceful_shutdown();
-            }
         }
         http.await
     }
@@ -206,9 +209,11 @@ impl http_body::Body for Reply {
             self.in_flight.working();
         }
         let frame = ready!(poll);
-        Poll::Ready(frame.map(|frame| {
-            Ok(frame?.map_data(|bytes| Chunk::new(bytes, self.in_flight.clone())))
-        }))
+        Poll::Ready(
+            frame.map(|frame| {
+                Ok(frame?.map_data(|bytes| Chunk::new(bytes, self.in_flight.clone())))
+            }),
+        )
     }
 
     fn is_end_stream(&self) -> bool {

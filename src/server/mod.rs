@@ -38,6 +38,8 @@ use tls::Tls;
 const BACKLOG: i32 = 4096;
 /// How long to wait for a file to be closed when there is none left for the next connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// How often a silent client's host is asked whether it is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Files that are not client connections: pools, logs, the listener itself.
 const OTHER_FILES: u64 = 256;
 /// How long connections that have been cut get to drop what they hold.
@@ -55,9 +57,9 @@ pub struct Server {
 #[must_use]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
-    /// Connections that were open when accepting stopped and ended by themselves.
+    /// Connections that were open when accepting stopped and closed with nothing in flight.
     pub completed: usize,
-    /// Connections that were cut, with the requests in flight on them.
+    /// Connections that were cut, with requests still in flight on them.
     pub aborted: usize,
 }
 
@@ -179,7 +181,8 @@ fn listen(config: &ServerConfig) -> io::Result<TcpListener> {
     }
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(config.write_timeout))?;
+    socket
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE))?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(config.write_timeout))?;
     socket.set_nonblocking(true)?;

@@ -49,7 +49,9 @@ pub(super) fn reload_on_hangup(tls: Arc<Tls>) -> AbortOnDropHandle<()> {
         while hangup.recv().await.is_some() {
             match tls.reload() {
                 Ok(()) => tracing::info!(cert = %tls.cert.display(), "certificate reloaded"),
-                Err(error) => tracing::error!("certificate not reloaded, the old one stays: {error:#}"),
+                Err(error) => {
+                    tracing::error!("certificate not reloaded, the old one stays: {error:#}")
+                }
             }
         }
     }))
