@@ -29,8 +29,8 @@ fmt: ## Format the code
 	cargo fmt
 
 openapi: ## Write openapi.json again, from the code
-	@trap 'rm -f openapi.json.new' EXIT; \
-	cargo run --quiet -- openapi >openapi.json.new && mv openapi.json.new openapi.json
+	@trap 'rm -f openapi.json.new' EXIT INT TERM; \
+	cargo run -- openapi >openapi.json.new && mv openapi.json.new openapi.json
 
 docker-up: ## Build the image, and run it on PostgreSQL and Redis in Docker
 	GIT_COMMIT=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) $(COMPOSE) up -d --build

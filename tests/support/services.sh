@@ -220,7 +220,7 @@ ask_redis() (
     exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
     printf '%s\r\nQUIT\r\n' "$2" >&3
     while IFS= read -r -t 2 line <&3; do
-        [ "${line%$'\r'}" = "$3" ] && exit 0
+        [ "$line" = "$3"$'\r' ] && exit 0
     done
     exit 1
 )
