@@ -1,0 +1,49 @@
+# Kept to GNU make 3.81, which is what macOS has.
+COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+SCRIPTS = .ci/run tests/support/services.sh
+
+# docker-compose 1 builds with BuildKit only when asked; docker compose always does.
+export DOCKER_BUILDKIT = 1
+export COMPOSE_DOCKER_CLI_BUILD = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check fmt openapi docker-up docker-down clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Run the service; the first time, this builds it
+	cargo run
+
+test: ## Run every test, with a PostgreSQL and a Redis of its own (ARGS=name for some)
+	tests/support/services.sh run cargo test --no-fail-fast $(ARGS)
+
+check: ## Format, lints and docs, warnings being errors
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
+	else echo "shellcheck is not installed: the scripts were not checked"; fi
+
+fmt: ## Format the code
+	cargo fmt
+
+openapi: ## Write openapi.json again, from the code
+	@trap 'rm -f openapi.json.new' EXIT INT TERM; \
+	cargo run -- openapi >openapi.json.new && mv openapi.json.new openapi.json
+
+docker-up: ## Build the image, and run it on PostgreSQL and Redis in Docker
+	GIT_COMMIT=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) $(COMPOSE) up -d --build
+	@for _ in $$(seq 30); do \
+		if $(COMPOSE) exec -T app /usr/local/bin/plinth healthcheck >/dev/null 2>&1; then \
+			echo "ready: http://$$($(COMPOSE) port app 8080)/docs"; exit 0; \
+		fi; \
+		sleep 1; \
+	done; \
+	$(COMPOSE) logs --tail=20 app; echo "not ready after 30 seconds" >&2; exit 1
+
+docker-down: ## Stop it; the database keeps its data
+	$(COMPOSE) down
+
+clean: ## Remove what was built (target/); data/ stays
+	cargo clean
