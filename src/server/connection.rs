@@ -24,7 +24,7 @@ use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tower::ServiceExt;
+use tower::{Service, ServiceExt};
 
 use super::tls::Tls;
 use super::watchdog::{Activity, InFlight, Limits};
@@ -53,6 +53,15 @@ pub(super) struct Handler {
     limits: Limits,
 }
 
+/// One connection, on its way through the handshake to HTTP.
+struct Session<S> {
+    app: S,
+    peer: SocketAddr,
+    activity: Arc<Activity>,
+    leave: CancellationToken,
+    held: Held,
+}
+
 /// What a socket holds for as long as it is open.
 type Held = (OwnedSemaphorePermit, TaskTrackerToken);
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -78,21 +87,19 @@ impl Handler {
         app: S,
         slot: OwnedSemaphorePermit,
     ) where
-        S: tower::Service<Request<Body>, Response = Response, Error = Infallible>,
+        S: Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>,
         S: Clone + Send + 'static,
-        S::Future: Send,
     {
         let handler = self.clone();
+        let activity = Activity::new();
+        let leave = self.drain.child_token();
         let held = (slot, self.open.token());
+        let session = Session { app, peer, activity: activity.clone(), leave: leave.clone(), held };
         tokio::spawn(async move {
-            let activity = Activity::new();
-            let leave = handler.drain.child_token();
             tokio::select! {
-                result = handler.serve(stream, peer, app, &activity, &leave, held) => {
-                    if let Err(error) = result {
-                        tracing::debug!(%peer, error, "connection failed");
-                    }
-                }
+                result = session.serve(&handler, stream) => if let Err(error) = result {
+                    tracing::debug!(%peer, error, "connection failed");
+                },
                 reason = activity.expired(handler.limits, &leave) => {
                     tracing::debug!(%peer, %reason, "connection closed");
                 }
@@ -100,44 +107,26 @@ impl Handler {
             }
         });
     }
+}
 
-    async fn serve<S>(
-        &self,
-        stream: TcpStream,
-        peer: SocketAddr,
-        app: S,
-        activity: &Arc<Activity>,
-        leave: &CancellationToken,
-        held: Held,
-    ) -> Result<(), Failure>
-    where
-        S: tower::Service<Request<Body>, Response = Response, Error = Infallible>,
-        S: Clone + Send + 'static,
-        S::Future: Send,
-    {
-        match &self.tls {
-            Some(tls) => {
-                let stream = tls.acceptor().accept(stream).await?;
-                self.serve_http(stream, peer, app, activity, leave, held).await
-            }
-            None => self.serve_http(stream, peer, app, activity, leave, held).await,
+impl<S> Session<S>
+where
+    S: Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>,
+    S: Clone + Send + 'static,
+{
+    async fn serve(self, handler: &Handler, stream: TcpStream) -> Result<(), Failure> {
+        match &handler.tls {
+            Some(tls) => self.http(&handler.http, tls.acceptor().accept(stream).await?).await,
+            None => self.http(&handler.http, stream).await,
         }
     }
 
-    async fn serve_http<S>(
-        &self,
+    async fn http(
+        self,
+        builder: &Builder<TokioExecutor>,
         io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        peer: SocketAddr,
-        app: S,
-        activity: &Arc<Activity>,
-        leave: &CancellationToken,
-        held: Held,
-    ) -> Result<(), Failure>
-    where
-        S: tower::Service<Request<Body>, Response = Response, Error = Infallible>,
-        S: Clone + Send + 'static,
-        S::Future: Send,
-    {
+    ) -> Result<(), Failure> {
+        let Self { app, peer, activity, leave, held } = self;
         // Inside TLS, so that only the client's HTTP counts as something received.
         let received = activity.clone();
         let io = InspectReader::new(io, move |_: &[u8]| {
@@ -150,9 +139,9 @@ impl Handler {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(ConnectInfo(peer));
             let response = app.clone().oneshot(request);
-            async move { response.await.map(|response| response.map(|b| Reply::new(b, in_flight))) }
+            async move { Ok::<_, Infallible>(response.await?.map(|b| Reply::new(b, in_flight))) }
         });
-        let mut http = pin!(self.http.serve_connection_with_upgrades(TokioIo::new(io), service));
+        let mut http = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
         // hyper would drop a connection that has yet to send its first request, although that may
         // be on its way; the watchdog gives it a moment.
         let asked_to_leave = async {

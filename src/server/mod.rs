@@ -24,11 +24,11 @@ use axum::http::Request;
 use axum::response::Response;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tower::Service;
 
 use crate::config::ServerConfig;
 use connection::Handler;
@@ -103,13 +103,14 @@ impl Server {
     /// Each request carries [`ConnectInfo<SocketAddr>`](axum::extract::ConnectInfo), the peer.
     pub async fn serve<S>(self, app: S, shutdown: Shutdown, on_drain: impl FnOnce()) -> Drained
     where
-        S: tower::Service<Request<Body>, Response = Response, Error = Infallible>,
+        S: Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>,
         S: Clone + Send + 'static,
-        S::Future: Send,
     {
         let Self { listener, tls, config, .. } = self;
         let _reload = tls.clone().map(tls::reload_on_hangup);
         let handler = Arc::new(Handler::new(&config, tls));
+        let shared = handler.clone();
+        let serve = move |stream, peer, slot| shared.spawn(stream, peer, app.clone(), slot);
         let stop = async {
             shutdown.drain.cancelled().await;
             on_drain();
@@ -117,7 +118,7 @@ impl Server {
             sleep(config.pre_stop_delay).await;
         };
         tokio::select! {
-            () = accept(&listener, &handler, app, config.max_connections) => {}
+            () = accept(&listener, config.max_connections, serve) => {}
             () = stop => {}
             () = shutdown.force.cancelled() => {}
         }
@@ -128,19 +129,18 @@ impl Server {
 
 /// Accepts for ever. The slot is taken before the connection is, so what is over the cap waits in
 /// the kernel's backlog and costs this process nothing.
-async fn accept<S>(listener: &TcpListener, handler: &Arc<Handler>, app: S, cap: usize)
-where
-    S: tower::Service<Request<Body>, Response = Response, Error = Infallible>,
-    S: Clone + Send + 'static,
-    S::Future: Send,
-{
+async fn accept(
+    listener: &TcpListener,
+    cap: usize,
+    serve: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
+) {
     let slots = Arc::new(Semaphore::new(cap.min(Semaphore::MAX_PERMITS)));
     let mut failing = false;
     while let Ok(slot) = slots.clone().acquire_owned().await {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 failing = false;
-                handler.spawn(stream, peer, app.clone(), slot);
+                serve(stream, peer, slot);
             }
             Err(error) if client_went_away(&error) => {}
             // Out of files or memory: others' connections are closing, and ours must go on.
@@ -156,7 +156,7 @@ where
 }
 
 async fn drain(handler: &Handler, cap: Duration, force: &CancellationToken) -> Drained {
-    let open: &TaskTracker = &handler.open;
+    let open = &handler.open;
     let at_stop = open.len();
     open.close();
     handler.drain.cancel();
