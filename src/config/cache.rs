@@ -23,6 +23,7 @@ pub struct CacheConfig {
     #[serde(with = "humantime_serde")]
     pub budget: Duration,
     /// Memory for entries kept in process.
+    #[serde(serialize_with = "super::size::exact")]
     pub max_memory: bytesize::ByteSize,
     /// Failures in a row after which Redis is left alone.
     pub breaker_failures: u32,

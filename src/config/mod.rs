@@ -9,25 +9,32 @@ mod cache;
 mod cors;
 mod database;
 mod explain;
+mod fault;
 mod health;
+mod keys;
+mod layers;
 mod load;
 mod log;
 mod secret;
 mod security_headers;
 mod sentry;
 mod server;
+mod size;
 mod validate;
 
 pub use cache::CacheConfig;
 pub use cors::CorsConfig;
 pub use database::DatabaseConfig;
+pub use explain::{Explained, Overridden, table};
+pub use fault::{Fault, Faults};
 pub use health::HealthConfig;
-pub use load::{Fault, Faults, Loaded, Sources, load};
+pub use load::{Loaded, Sources, load};
 pub use log::{LogConfig, LogFormat};
 pub use secret::{Secret, SecretUrl};
 pub use security_headers::SecurityHeadersConfig;
 pub use sentry::SentryConfig;
 pub use server::ServerConfig;
+pub use validate::{Finding, Grade, production_findings};
 
 use serde::{Deserialize, Serialize};
 

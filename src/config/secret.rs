@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use url::Url;
 
-const REDACTED: &str = "[redacted]";
+pub(super) const REDACTED: &str = "[redacted]";
 
 /// A secret. Printing, logging or serialising it gives `[redacted]`; [`Secret::expose`] is the
 /// one way to its text. It reads from a string or from a number, so that a password of digits
@@ -45,7 +45,11 @@ impl<'de> Deserialize<'de> for Secret {
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("text")
             }
-            fn visit_str<E>(self, text: &str) -> Result<Secret, E> {
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Secret, E> {
+                // A secret that was printed and read back would be the same for everyone.
+                if text.contains(REDACTED) {
+                    return Err(E::custom("it was redacted"));
+                }
                 Ok(Secret::new(text))
             }
             fn visit_i64<E>(self, digits: i64) -> Result<Secret, E> {
@@ -76,6 +80,14 @@ impl SecretUrl {
     /// The part before `:`, or nothing when there is none.
     pub fn scheme(&self) -> &str {
         self.expose().split_once(':').map_or("", |(scheme, _)| scheme)
+    }
+
+    /// The password between `:` and `@`, as written: empty when it is given empty.
+    pub(super) fn password(&self) -> Option<&str> {
+        let (_, rest) = self.expose().split_once("://")?;
+        let authority = rest.split(['/', '?', '#']).next()?;
+        let (userinfo, _) = authority.rsplit_once('@')?;
+        userinfo.split_once(':').map(|(_, password)| password)
     }
 
     fn redacted(&self) -> String {

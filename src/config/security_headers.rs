@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// As humantime counts them, so that the default prints as `2years`.
+const TWO_YEARS: Duration = Duration::from_secs(63_115_200);
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SecurityHeadersConfig {
@@ -16,6 +19,6 @@ pub struct SecurityHeadersConfig {
 
 impl Default for SecurityHeadersConfig {
     fn default() -> Self {
-        Self { enabled: true, hsts_max_age: Duration::from_secs(2 * 365 * 86_400) }
+        Self { enabled: true, hsts_max_age: TWO_YEARS }
     }
 }

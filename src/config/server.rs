@@ -25,6 +25,7 @@ pub struct ServerConfig {
     #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,
     /// Largest request body; larger is 413.
+    #[serde(serialize_with = "super::size::exact")]
     pub body_limit: ByteSize,
     /// Longest pause between two pieces of a request body; longer is 408.
     #[serde(with = "humantime_serde")]
