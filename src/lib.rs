@@ -1,1 +1,28 @@
+//! Plinth: an axum service, complete and in production shape on the first run, made to be forked.
+//!
+//! Begin with `main.rs`, the whole start-up on one page, then [`app`], where every room is wired
+//! into one router. Imports run one way, in the order below, and never back up.
+
+pub mod cli;
+
+pub mod app;
+
+pub mod server;
+
+pub mod api;
+
+pub mod middleware;
+
+pub mod health;
+
+pub mod cache;
+
+pub mod db;
+
+pub mod telemetry;
+
+pub mod extract;
+
+pub mod error;
+
 pub mod config;

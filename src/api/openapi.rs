@@ -1,0 +1,76 @@
+//! The API document: what the routes do not say themselves, said once for all of them.
+
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::{
+    ContentBuilder, HeaderBuilder, InfoBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, Ref, RefOr,
+    Response, ServerBuilder, Type,
+};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::error::{FieldError, Problem};
+
+/// What any operation may answer.
+const ANY: [(&str, &str); 3] = [
+    ("500", "Something went wrong on our side; quote the `error_id`"),
+    ("503", "A dependency is not available; `Retry-After` says when to try again"),
+    ("504", "The request took longer than this service allows"),
+];
+
+/// What an operation that reads a body may answer.
+const WITH_BODY: [(&str, &str); 4] = [
+    ("400", "The request cannot be read"),
+    ("408", "The body took too long to arrive"),
+    ("413", "The body is too large"),
+    ("415", "The body is not JSON, or does not say that it is"),
+];
+
+/// The document without its paths. They come with the routes.
+pub fn document() -> OpenApi {
+    let info = InfoBuilder::new()
+        .title(env!("CARGO_PKG_NAME"))
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(env!("CARGO_PKG_DESCRIPTION")))
+        .build();
+    OpenApiBuilder::new().info(info).build()
+}
+
+/// Adds to every operation the answers that the layers give, the body that every failure has, and
+/// the header that every answer has.
+pub fn finish(document: &mut OpenApi, public_url: Option<&str>) {
+    document.servers = public_url.map(|url| vec![ServerBuilder::new().url(url).build()]);
+    let components = document.components.get_or_insert_default();
+    components.schemas.insert(Problem::name().into(), Problem::schema());
+    components.schemas.insert(FieldError::name().into(), FieldError::schema());
+    for path in document.paths.paths.values_mut() {
+        let operations =
+            [&mut path.get, &mut path.put, &mut path.post, &mut path.delete, &mut path.patch];
+        operations.into_iter().flatten().for_each(finish_operation);
+    }
+}
+
+fn finish_operation(operation: &mut Operation) {
+    let with_body = operation.request_body.is_some().then_some(WITH_BODY);
+    let responses = &mut operation.responses.responses;
+    for (status, description) in ANY.into_iter().chain(with_body.into_iter().flatten()) {
+        let response = || RefOr::T(Response::new(description));
+        responses.entry(status.into()).or_insert_with(response);
+    }
+    for (status, response) in responses {
+        if let RefOr::T(response) = response {
+            finish_response(status, response);
+        }
+    }
+}
+
+fn finish_response(status: &str, response: &mut Response) {
+    let request_id = HeaderBuilder::new()
+        .description(Some("The request's id: the caller's, if it sent one, else one made here"))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .build();
+    response.headers.insert("X-Request-Id".into(), RefOr::T(request_id));
+    if status.starts_with(['4', '5']) && response.content.is_empty() {
+        let problem = Ref::from_schema_name(Problem::name());
+        let content = ContentBuilder::new().schema(Some(problem)).build();
+        response.content.insert("application/problem+json".into(), RefOr::T(content));
+    }
+}

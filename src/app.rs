@@ -1,0 +1,126 @@
+//! The application: what handlers share, and every room wired into one router. `main`, tests and
+//! benches all build it here.
+
+use std::convert::Infallible;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{FromRef, Request};
+use axum::response::Response;
+use axum::routing::future::RouteFuture;
+use tower::Service;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::api;
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::db::Db;
+use crate::error::Error;
+use crate::health::{self, Health};
+use crate::middleware;
+
+/// What handlers may ask for, each by its own type: `State<Db>`, `State<Cache>`.
+#[derive(Clone, FromRef)]
+pub struct AppState {
+    pub db: Db,
+    pub cache: Cache,
+    pub health: Health,
+}
+
+impl AppState {
+    /// Opens everything, migrates the database, and begins to watch over both.
+    ///
+    /// # Errors
+    /// One line: what could not be opened, and why.
+    pub async fn connect(config: &Config, health: Health) -> anyhow::Result<Self> {
+        let db = Db::connect(&config.database).await?;
+        if config.database.migrate_on_start {
+            db.migrate().await?;
+        } else {
+            db.require_migrated().await?;
+        }
+        let cache = Cache::connect(&config.cache).await?;
+        let (checked_db, checked_cache) = (db.clone(), cache.clone());
+        let ping = move || {
+            let db = checked_db.clone();
+            async move { db.ping().await }
+        };
+        health.watch("database", true, ping).await;
+        health.watch("cache", false, move || std::future::ready(checked_cache.check())).await;
+        Ok(Self { db, cache, health })
+    }
+
+    /// Closes what is open, waiting no longer than `limit`.
+    pub async fn close(self, limit: Duration) {
+        self.db.close(limit).await;
+    }
+}
+
+/// The service: it answers probes from the first moment, and everything once it is opened.
+#[derive(Clone)]
+pub struct App {
+    starting: Router,
+    whole: Arc<OnceLock<Router>>,
+}
+
+impl App {
+    /// Probes only; anything else is 503.
+    pub fn starting(health: &Health, config: &Config) -> Self {
+        let (probes, _) = health::routes().with_state::<()>(health.clone()).split_for_parts();
+        let starting = probes.fallback(async || Error::Unavailable {
+            what: "the service",
+            retry_after: Duration::from_secs(1),
+            cause: None,
+        });
+        Self { starting: middleware::wrap(starting, config), whole: Arc::default() }
+    }
+
+    /// Opens the whole of it.
+    pub fn open(&self, state: AppState, config: &Config) {
+        self.whole.get_or_init(|| router(state, config));
+    }
+}
+
+impl Service<Request> for App {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = RouteFuture<Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        self.whole.get().unwrap_or(&self.starting).clone().call(request)
+    }
+}
+
+/// Every route behind every layer.
+pub fn router(state: AppState, config: &Config) -> Router {
+    let (routes, mut document) = routes().split_for_parts();
+    api::finish(&mut document, config.server.public_url.as_deref());
+    let router = routes
+        .with_state(state)
+        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
+        .fallback(async || Error::NotFound("route"))
+        .method_not_allowed_fallback(async || Error::MethodNotAllowed);
+    middleware::wrap(router, config)
+}
+
+/// The API document.
+pub fn openapi(public_url: Option<&str>) -> OpenApi {
+    let mut document = routes().into_openapi();
+    api::finish(&mut document, public_url);
+    document
+}
+
+fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(api::document())
+        .merge(api::routes())
+        .merge(health::routes())
+        .merge(health::report_routes())
+}

@@ -1,0 +1,73 @@
+//! An entry's bytes, the same in memory and in Redis:
+//! stamp (16) | generation (16) | soft age in Unix milliseconds (8) | body. A tombstone has no body.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+const HEADER: usize = 16 + 16 + 8;
+
+/// How long tombstones and generations are kept: longer than any load and any entry.
+pub(super) const GRAVE: Duration = Duration::from_secs(7 * 86_400);
+
+/// Random, so that no two writes of a key look alike.
+pub(super) type Stamp = [u8; 16];
+
+/// What a lookup saw; storing is allowed only while that is still so.
+#[derive(Debug, Clone)]
+pub(super) struct Ticket {
+    /// The stamp that was there, if anything was.
+    pub(super) stamp: Option<Stamp>,
+    /// The space's generation; an entry of an older one is as good as gone.
+    generation: Stamp,
+    pub(super) from_redis: bool,
+}
+
+/// What a lookup found.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) body: Option<Bytes>,
+    /// Not yet past its soft age.
+    pub(super) fresh: bool,
+    pub(super) ticket: Ticket,
+}
+
+/// The key of a space's generation.
+pub(super) fn generation_of(space: &str) -> String {
+    format!("{{{space}}}")
+}
+
+pub(super) fn read(raw: Option<Bytes>, generation: Option<Bytes>, from_redis: bool) -> Found {
+    let generation = generation.as_deref().and_then(stamp_of).unwrap_or_default();
+    let ticket = Ticket { stamp: raw.as_deref().and_then(stamp_of), generation, from_redis };
+    let Some(raw) = raw.filter(|raw| raw.len() > HEADER && raw[16..32] == generation) else {
+        return Found { body: None, fresh: false, ticket };
+    };
+    let mut soft_at = [0; 8];
+    soft_at.copy_from_slice(&raw[32..HEADER]);
+    let fresh = now_ms() < u64::from_be_bytes(soft_at);
+    Found { body: Some(raw.slice(HEADER..)), fresh, ticket }
+}
+
+pub(super) fn write(ticket: &Ticket, soft: Duration, body: &[u8]) -> Bytes {
+    let soft_at = now_ms() + u64::try_from(soft.as_millis()).unwrap_or(0);
+    let stamp = new_stamp();
+    [&stamp, &ticket.generation, &soft_at.to_be_bytes()[..], body].concat().into()
+}
+
+pub(super) fn tombstone() -> Bytes {
+    Bytes::copy_from_slice(&new_stamp())
+}
+
+pub(super) fn stamp_of(raw: &[u8]) -> Option<Stamp> {
+    raw.first_chunk().copied()
+}
+
+fn new_stamp() -> Stamp {
+    fastrand::u128(..).to_be_bytes()
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}

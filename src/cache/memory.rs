@@ -1,0 +1,78 @@
+//! Entries in this process, bounded by their size.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use moka::Expiry;
+use moka::ops::compute::Op;
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+
+use super::entry::{GRAVE, Ticket, stamp_of, tombstone};
+
+/// What moka and its bookkeeping take for an entry beside its bytes, roughly.
+const OVERHEAD: usize = 200;
+
+#[derive(Clone)]
+pub(super) struct Memory(Cache<String, Entry>);
+
+#[derive(Clone)]
+struct Entry {
+    raw: Bytes,
+    ttl: Duration,
+}
+
+struct ByEntry;
+
+impl Expiry<String, Entry> for ByEntry {
+    fn expire_after_create(&self, _: &String, entry: &Entry, _: Instant) -> Option<Duration> {
+        Some(entry.ttl)
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &String,
+        entry: &Entry,
+        _: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(entry.ttl)
+    }
+}
+
+impl Memory {
+    pub(super) fn new(max_bytes: u64) -> Self {
+        let weight = |key: &String, entry: &Entry| {
+            u32::try_from(key.len() + entry.raw.len() + OVERHEAD).unwrap_or(u32::MAX)
+        };
+        // Least recently used: the default policy may turn a newcomer away, and a tombstone must
+        // not be turned away.
+        Self(
+            Cache::builder()
+                .max_capacity(max_bytes)
+                .weigher(weight)
+                .eviction_policy(EvictionPolicy::lru())
+                .expire_after(ByEntry)
+                .build(),
+        )
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<Bytes> {
+        self.0.get(name).map(|entry| entry.raw)
+    }
+
+    pub(super) fn put(&self, name: String, ticket: &Ticket, raw: Bytes, ttl: Duration) {
+        self.0.entry(name).and_compute_with(|there| {
+            let stamp = there.and_then(|there| stamp_of(&there.value().raw));
+            if stamp == ticket.stamp { Op::Put(Entry { raw, ttl }) } else { Op::Nop }
+        });
+    }
+
+    pub(super) fn bury(&self, name: &str) {
+        self.0.insert(name.to_owned(), Entry { raw: tombstone(), ttl: GRAVE });
+    }
+
+    pub(super) fn clear(&self) {
+        self.0.invalidate_all();
+    }
+}

@@ -1,0 +1,209 @@
+//! One cache: Redis when it is configured and well, this process's memory when not.
+//!
+//! A read returns what is fresh; what is past its soft age is returned too, while one background
+//! load renews it, so a slow or failing source is noticed only when an entry reaches its hard age.
+//! Loads of one key are one load. Redis gets `budget` to answer; when it is late or gone, requests
+//! go on from memory, and the cache returns to it by itself. A cache never fails a request.
+//!
+//! Removing an entry leaves a tombstone, and storing is a compare-and-set against what the lookup
+//! saw. So a load that read the old row just before a change cannot put it back afterwards.
+
+mod entry;
+mod flight;
+mod memory;
+mod redis;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::config::CacheConfig;
+use crate::error::{Error, Result};
+use entry::{Found, Ticket};
+use flight::Flights;
+use memory::Memory;
+use redis::Redis;
+
+/// The cache handle. Cheap to clone.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+struct Inner {
+    memory: Memory,
+    redis: Option<Arc<Redis>>,
+    flights: Flights,
+    ttl: Ttl,
+}
+
+/// What an entry is called: a space, which can be emptied as a whole, and an id in it.
+#[derive(Debug, Clone)]
+pub struct Key {
+    space: &'static str,
+    id: String,
+    ttl: Option<Ttl>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ttl {
+    soft: Duration,
+    hard: Duration,
+}
+
+/// Where entries are kept just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Store {
+    /// In process, as configured.
+    Memory,
+    Redis,
+    /// In process, because Redis is not there.
+    MemoryWhileRedisIsAway,
+}
+
+impl Key {
+    pub fn new(space: &'static str, id: impl ToString) -> Self {
+        Self { space, id: id.to_string(), ttl: None }
+    }
+
+    /// Other ages than the configured ones: renewed in the background past `soft`, gone at `hard`.
+    #[must_use]
+    pub fn with_ttl(self, soft: Duration, hard: Duration) -> Self {
+        Self { ttl: Some(Ttl { soft, hard }), ..self }
+    }
+
+    /// The braces make Redis Cluster keep a space in one slot, as reading an entry and its space's
+    /// generation at once needs.
+    fn name(&self) -> String {
+        format!("{{{}}}:{}", self.space, self.id)
+    }
+}
+
+impl Cache {
+    /// Opens the cache. Redis is given a second to be there; if it is not, the cache starts
+    /// without it and goes on trying.
+    ///
+    /// # Errors
+    /// Only a Redis URL that cannot be used.
+    pub async fn connect(config: &CacheConfig) -> anyhow::Result<Self> {
+        let memory = Memory::new(config.max_memory.as_u64());
+        let redis = match &config.redis_url {
+            Some(url) => Some(Redis::connect(url, config, memory.clone()).await?),
+            None => None,
+        };
+        let ttl = Ttl { soft: config.soft_ttl, hard: config.hard_ttl };
+        Ok(Self(Arc::new(Inner { memory, redis, flights: Flights::default(), ttl })))
+    }
+
+    /// The entry, or what `load` makes of it, which is then kept. `load` is polled only when it
+    /// is needed, in a task of its own, so a client that leaves does not break it off for others.
+    /// `None` is not kept.
+    ///
+    /// # Errors
+    /// Those of `load`, when there is no entry to fall back on.
+    pub async fn get_or_load<T, F>(&self, key: &Key, load: F) -> Result<Option<T>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+        F: Future<Output = Result<Option<T>>> + Send + 'static,
+    {
+        let name = key.name();
+        let found = self.find(key.space, &name).await;
+        // What cannot be read was written by a release whose type was another one: load it anew.
+        let cached = found.body.and_then(|body| serde_json::from_slice(&body).ok());
+        if found.fresh && cached.is_some() {
+            return Ok(cached);
+        }
+        let flight = self.load(name, found.ticket, key.ttl.unwrap_or(self.0.ttl), load);
+        if cached.is_some() {
+            return Ok(cached);
+        }
+        match flight.await? {
+            Some(body) => serde_json::from_slice(&body).map(Some).map_err(Error::internal),
+            None => Ok(None),
+        }
+    }
+
+    /// Forgets one entry, here and in Redis. Call it after the change has been committed.
+    pub async fn remove(&self, key: &Key) {
+        let name = key.name();
+        self.0.flights.forget(&name);
+        self.0.memory.bury(&name);
+        if let Some(redis) = &self.0.redis {
+            redis.bury(name).await;
+        }
+    }
+
+    /// Forgets every entry of a space, in one step, however many there are.
+    pub async fn remove_all(&self, space: &'static str) {
+        let generation = entry::generation_of(space);
+        self.0.flights.forget_all(&format!("{{{space}}}:"));
+        self.0.memory.bury(&generation);
+        if let Some(redis) = &self.0.redis {
+            redis.bury(generation).await;
+        }
+    }
+
+    /// The health check: whether entries are kept where they were meant to be.
+    ///
+    /// # Errors
+    /// Redis is configured, and not there.
+    pub fn check(&self) -> Result<(), &'static str> {
+        match self.store() {
+            Store::Memory | Store::Redis => Ok(()),
+            Store::MemoryWhileRedisIsAway => Err("Redis does not answer; caching in process"),
+        }
+    }
+
+    /// Where entries are kept just now.
+    pub fn store(&self) -> Store {
+        match &self.0.redis {
+            None => Store::Memory,
+            Some(redis) if redis.is_connected() => Store::Redis,
+            Some(_) => Store::MemoryWhileRedisIsAway,
+        }
+    }
+
+    /// Looks in Redis, or in memory where that does not answer.
+    async fn find(&self, space: &str, name: &str) -> Found {
+        let generation = entry::generation_of(space);
+        if let Some(redis) = &self.0.redis
+            && let Some((raw, generation)) = redis.get(name, &generation).await
+        {
+            return entry::read(raw, generation, true);
+        }
+        entry::read(self.0.memory.get(name), self.0.memory.get(&generation), false)
+    }
+
+    fn load<T, F>(&self, name: String, ticket: Ticket, ttl: Ttl, load: F) -> flight::Flight
+    where
+        T: Serialize + Send + 'static,
+        F: Future<Output = Result<Option<T>>> + Send + 'static,
+    {
+        let cache = self.clone();
+        let stored_as = name.clone();
+        let body = async move {
+            let Some(value) = load.await? else { return Ok(None) };
+            Ok(Some(Bytes::from(serde_json::to_vec(&value).map_err(Error::internal)?)))
+        };
+        let keep =
+            move |body: Bytes| async move { cache.keep(stored_as, &ticket, ttl, &body).await };
+        self.0.flights.join(name, body, keep)
+    }
+
+    /// Keeps what was loaded, in the store where it was missing, unless that has changed since.
+    async fn keep(&self, name: String, ticket: &Ticket, ttl: Ttl, body: &[u8]) {
+        let raw = entry::write(ticket, jittered(ttl.soft), body);
+        let hard = jittered(ttl.hard);
+        match &self.0.redis {
+            Some(redis) if ticket.from_redis => redis.put(&name, ticket, raw, hard).await,
+            _ => self.0.memory.put(name, ticket, raw, hard),
+        }
+    }
+}
+
+/// `ttl` ±10 %, so that what was loaded together does not expire together.
+fn jittered(ttl: Duration) -> Duration {
+    ttl.mul_f64(0.9 + 0.2 * fastrand::f64())
+}

@@ -1,0 +1,138 @@
+//! Opening the pools of either engine.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use sqlx::pool::{PoolConnectionMetadata, PoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, Database, PgConnection};
+
+use super::{Db, Engine};
+use crate::config::{DatabaseConfig, SecretUrl};
+
+/// A pooled connection idle for longer is pinged before it is used. sqlx would ping before every
+/// use, a round trip a query; not at all would hand out what a restarted server had closed.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+
+pub(super) async fn connect(config: &DatabaseConfig) -> anyhow::Result<Db> {
+    match config.url.scheme() {
+        "sqlite" => sqlite(config).await,
+        "postgres" | "postgresql" => postgres(config).await,
+        scheme => bail!("DATABASE_URL must begin with sqlite:// or postgres://, not {scheme}://"),
+    }
+}
+
+async fn sqlite(config: &DatabaseConfig) -> anyhow::Result<Db> {
+    let options = sqlite_options(config)?;
+    let writer = pool_options::<sqlx::Sqlite>(config)
+        .max_connections(1)
+        .connect_with(options.clone().create_if_missing(true))
+        .await
+        .with_context(|| format!("cannot open the SQLite database {}", config.url))?;
+    let readers = options.read_only(true);
+    Ok(Db {
+        writer: Engine::Sqlite(writer),
+        reader: Engine::Sqlite(pool_options(config).connect_lazy_with(readers.clone())),
+        probe: Engine::Sqlite(
+            SqlitePoolOptions::new().max_connections(1).connect_lazy_with(readers),
+        ),
+        config: Arc::new(config.clone()),
+    })
+}
+
+async fn postgres(config: &DatabaseConfig) -> anyhow::Result<Db> {
+    let primary = postgres_options(config, &config.url)?;
+    // A pool retries until its timeout, and then says only that; one plain connection says why.
+    let reached =
+        tokio::time::timeout(config.acquire_timeout, PgConnection::connect_with(&primary));
+    let connection = reached
+        .await
+        .map_err(|_| anyhow::anyhow!("no answer within {:?}", config.acquire_timeout))
+        .and_then(|connection| Ok(connection?))
+        .with_context(|| format!("cannot reach PostgreSQL at {}", config.url))?;
+    connection.close().await?;
+
+    let replica = match &config.read_url {
+        Some(url) => postgres_options(config, url)?,
+        None => primary.clone(),
+    };
+    let writer = pool_options(config).connect_lazy_with(primary.clone());
+    let reader = match config.read_url {
+        Some(_) => pool_options(config).connect_lazy_with(replica),
+        None => writer.clone(),
+    };
+    let probe = PgPoolOptions::new().max_connections(1).acquire_timeout(config.acquire_timeout);
+    Ok(Db {
+        writer: Engine::Postgres(writer),
+        reader: Engine::Postgres(reader),
+        probe: Engine::Postgres(probe.connect_lazy_with(primary)),
+        config: Arc::new(config.clone()),
+    })
+}
+
+/// What both of SQLite's pools and its migrations connect with; makes the folder.
+pub(super) fn sqlite_options(config: &DatabaseConfig) -> anyhow::Result<SqliteConnectOptions> {
+    let url = config.url.expose();
+    if url.contains(":memory:") || url.contains("mode=memory") {
+        bail!(
+            "DATABASE_URL names SQLite in memory, which is one database a connection; use a file"
+        );
+    }
+    let options = SqliteConnectOptions::from_str(url)
+        .with_context(|| format!("DATABASE_URL {} is not a SQLite URL", config.url))?
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Normal)
+        .foreign_keys(true)
+        .busy_timeout(config.lock_timeout)
+        .statement_cache_capacity(config.statement_cache_capacity)
+        .optimize_on_close(true, None);
+    if let Some(folder) = options.get_filename().parent() {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
+    Ok(options)
+}
+
+/// What PostgreSQL's pools connect with: the URL, the password and the server-side timeouts.
+fn postgres_options(config: &DatabaseConfig, url: &SecretUrl) -> anyhow::Result<PgConnectOptions> {
+    let milliseconds = |duration: Duration| duration.as_millis().to_string();
+    Ok(untimed_postgres_options(config, url)?.options([
+        ("statement_timeout", milliseconds(config.statement_timeout)),
+        ("lock_timeout", milliseconds(config.lock_timeout)),
+        ("idle_in_transaction_session_timeout", milliseconds(config.idle_in_transaction_timeout)),
+    ]))
+}
+
+/// The same without the timeouts, for migrations: they wait for one another, and take their time.
+pub(super) fn untimed_postgres_options(
+    config: &DatabaseConfig,
+    url: &SecretUrl,
+) -> anyhow::Result<PgConnectOptions> {
+    let options = PgConnectOptions::from_str(url.expose())
+        .with_context(|| format!("{url} is not a PostgreSQL URL"))?
+        .application_name(env!("CARGO_PKG_NAME"))
+        .statement_cache_capacity(config.statement_cache_capacity);
+    Ok(match &config.password {
+        Some(password) => options.password(password.expose()),
+        None => options,
+    })
+}
+
+fn pool_options<DB: Database>(config: &DatabaseConfig) -> PoolOptions<DB> {
+    PoolOptions::new()
+        .max_connections(config.max_connections)
+        .min_connections(config.min_connections)
+        .acquire_timeout(config.acquire_timeout)
+        .test_before_acquire(false)
+        .before_acquire(|connection: &mut DB::Connection, idle: PoolConnectionMetadata| {
+            Box::pin(async move {
+                if idle.idle_for > TRUSTED_IDLE {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+}

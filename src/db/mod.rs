@@ -1,0 +1,242 @@
+//! The database: one [`Db`] over PostgreSQL or SQLite, chosen by the URL's scheme.
+//!
+//! It holds a writer and a reader pool. On SQLite the writer is one connection (there can be but
+//! one writer, and a deferred transaction that turns into a write fails at once) and the readers
+//! are read-only; on PostgreSQL the reader is the replica, where there is one. Queries are written
+//! once, with `$1` placeholders, and [`on!`](crate::on) expands them for both engines, so that each
+//! engine's types are checked. The price is losing `sqlx::query!`; it is paid by running every
+//! store test on both.
+
+mod connect;
+mod migrate;
+mod usage;
+
+use std::time::Duration;
+
+use chrono::{DateTime, SubsecRound, Utc};
+use sqlx::{PgConnection, PgPool, Postgres, Sqlite, SqliteConnection, SqlitePool, Transaction};
+use tracing::Instrument;
+
+pub use migrate::{Migration, State};
+pub use usage::{Usage, inherit_usage, timed, track_usage};
+
+use crate::config::DatabaseConfig;
+
+/// One of a pair, by engine.
+#[derive(Debug, Clone)]
+pub enum Engine<S, P> {
+    Sqlite(S),
+    Postgres(P),
+}
+
+/// A pool of connections.
+pub type Pool = Engine<SqlitePool, PgPool>;
+
+/// A transaction that [`Db::begin`] began. Dropped without [`Tx::commit`], it is rolled back.
+#[derive(Debug)]
+pub struct Tx(Engine<Transaction<'static, Sqlite>, Transaction<'static, Postgres>>);
+
+/// Runs one query, written once, on whichever engine is behind a [`Pool`] or a [`Tx`]. Its time
+/// and count go to the request's access log line.
+///
+/// ```
+/// use plinth::db::{Db, Pool};
+///
+/// async fn count(db: &Db) -> sqlx::Result<i64> {
+///     plinth::on!(db.reader(), |conn| sqlx::query_scalar("SELECT COUNT(*) FROM plans")
+///         .fetch_one(conn)
+///         .await)
+/// }
+/// ```
+#[macro_export]
+macro_rules! on {
+    ($target:expr, |$conn:ident| $query:expr) => {
+        $crate::db::timed(async {
+            match $target.executor() {
+                $crate::db::Engine::Sqlite($conn) => $query,
+                $crate::db::Engine::Postgres($conn) => $query,
+            }
+        })
+        .await
+    };
+}
+
+/// The database handle. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Db {
+    writer: Pool,
+    reader: Pool,
+    probe: Pool,
+    config: std::sync::Arc<DatabaseConfig>,
+}
+
+/// How full a pool is.
+#[derive(Debug, Clone, Copy, serde::Serialize, utoipa::ToSchema)]
+pub struct PoolStatus {
+    /// Connections open.
+    pub size: u32,
+    /// Of these, free.
+    pub idle: usize,
+    /// Most there can be.
+    pub max: u32,
+}
+
+impl Db {
+    /// Opens the database, and makes SQLite's file and folder where they are missing.
+    ///
+    /// # Errors
+    /// One line that says what could not be reached or opened, and why.
+    pub async fn connect(config: &DatabaseConfig) -> anyhow::Result<Self> {
+        connect::connect(config).await
+    }
+
+    /// Where changes go, and reads that must see them.
+    pub fn writer(&self) -> &Pool {
+        &self.writer
+    }
+
+    /// Where reads go that may be a little behind: a replica, when there is one.
+    pub fn reader(&self) -> &Pool {
+        &self.reader
+    }
+
+    /// Begins a transaction on the writer (`BEGIN IMMEDIATE` on SQLite).
+    ///
+    /// It runs in a task of its own: a `begin` cancelled half way would leave its pooled
+    /// connection inside a transaction nobody knows of, and fail the next query on it.
+    ///
+    /// # Errors
+    /// As any query, [`sqlx::Error::PoolTimedOut`] among them.
+    #[expect(clippy::disallowed_methods, reason = "this is the begin that is safe to cancel")]
+    pub async fn begin(&self) -> sqlx::Result<Tx> {
+        let begin = match self.writer.clone() {
+            Engine::Sqlite(pool) => tokio::spawn(async move {
+                pool.begin_with("BEGIN IMMEDIATE").await.map(|tx| Tx(Engine::Sqlite(tx)))
+            }),
+            Engine::Postgres(pool) => {
+                tokio::spawn(async move { pool.begin().await.map(|tx| Tx(Engine::Postgres(tx))) })
+            }
+        };
+        timed(async { begin.await.map_err(|_| sqlx::Error::WorkerCrashed)? }).await
+    }
+
+    /// Asks the writer's server for a sign of life, on a connection kept for that, so that a busy
+    /// pool is not taken for a dead database.
+    ///
+    /// # Errors
+    /// Whatever stands in the way.
+    pub async fn ping(&self) -> sqlx::Result<()> {
+        match &self.probe {
+            Engine::Sqlite(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
+            Engine::Postgres(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
+        }
+    }
+
+    /// The engine's name.
+    pub fn engine(&self) -> &'static str {
+        match self.writer {
+            Engine::Sqlite(_) => "sqlite",
+            Engine::Postgres(_) => "postgres",
+        }
+    }
+
+    /// The writer's and the reader's fill.
+    pub fn pools(&self) -> [(&'static str, PoolStatus); 2] {
+        [("writer", self.writer.status()), ("reader", self.reader.status())]
+    }
+
+    /// Closes the pools, waiting no longer than `limit` for queries under way.
+    pub async fn close(&self, limit: Duration) {
+        let all = async {
+            // The readers first: SQLite checkpoints its log when the last connection closes, and
+            // only a writer can.
+            self.reader.close().await;
+            self.probe.close().await;
+            self.writer.close().await;
+        };
+        if tokio::time::timeout(limit, all).await.is_err() {
+            tracing::warn!("the database pools did not close in time");
+        }
+    }
+}
+
+impl Pool {
+    #[doc(hidden)]
+    pub fn executor(&self) -> Engine<&SqlitePool, &PgPool> {
+        match self {
+            Self::Sqlite(pool) => Engine::Sqlite(pool),
+            Self::Postgres(pool) => Engine::Postgres(pool),
+        }
+    }
+
+    fn status(&self) -> PoolStatus {
+        match self {
+            Self::Sqlite(pool) => PoolStatus {
+                size: pool.size(),
+                idle: pool.num_idle(),
+                max: pool.options().get_max_connections(),
+            },
+            Self::Postgres(pool) => PoolStatus {
+                size: pool.size(),
+                idle: pool.num_idle(),
+                max: pool.options().get_max_connections(),
+            },
+        }
+    }
+
+    async fn close(&self) {
+        match self {
+            Self::Sqlite(pool) => pool.close().await,
+            Self::Postgres(pool) => pool.close().await,
+        }
+    }
+}
+
+impl Tx {
+    #[doc(hidden)]
+    pub fn executor(&mut self) -> Engine<&mut SqliteConnection, &mut PgConnection> {
+        match &mut self.0 {
+            Engine::Sqlite(tx) => Engine::Sqlite(&mut **tx),
+            Engine::Postgres(tx) => Engine::Postgres(&mut **tx),
+        }
+    }
+
+    /// Makes the changes last.
+    ///
+    /// # Errors
+    /// As [`Tx::commit_then`].
+    pub async fn commit(self) -> sqlx::Result<()> {
+        self.commit_then(async {}).await
+    }
+
+    /// Makes the changes last, then runs `after`: what must follow, such as forgetting cached
+    /// copies. Once called it runs to its end, even if its caller is dropped meanwhile.
+    ///
+    /// # Errors
+    /// As any query; the changes are then undone, unless the connection broke during the commit,
+    /// when nobody can know.
+    pub async fn commit_then(
+        self,
+        after: impl Future<Output = ()> + Send + 'static,
+    ) -> sqlx::Result<()> {
+        let task = async move {
+            timed(async {
+                match self.0 {
+                    Engine::Sqlite(tx) => tx.commit().await,
+                    Engine::Postgres(tx) => tx.commit().await,
+                }
+            })
+            .await?;
+            after.await;
+            Ok(())
+        };
+        let task = tokio::spawn(inherit_usage(task).in_current_span());
+        task.await.map_err(|_| sqlx::Error::WorkerCrashed)?
+    }
+}
+
+/// The time for a row's timestamps, to the microsecond, which is what PostgreSQL keeps: a row read
+/// back equals the one written.
+pub fn now() -> DateTime<Utc> {
+    Utc::now().trunc_subsecs(6)
+}

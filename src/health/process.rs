@@ -1,0 +1,40 @@
+//! What this process is, and what it uses.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// The release.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The commit it was built from; `unknown` outside the image's build.
+pub const COMMIT: &str = match option_env!("PLINTH_GIT_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Process {
+    pub version: &'static str,
+    pub commit: &'static str,
+    pub uptime_seconds: u64,
+    /// Resident memory; `null` where the system has no `/proc`.
+    pub memory_bytes: Option<u64>,
+}
+
+impl Process {
+    pub(super) fn now(uptime: std::time::Duration) -> Self {
+        Self {
+            version: VERSION,
+            commit: COMMIT,
+            uptime_seconds: uptime.as_secs(),
+            memory_bytes: resident_bytes(),
+        }
+    }
+}
+
+/// The second figure of `/proc/self/statm`, in pages.
+fn resident_bytes() -> Option<u64> {
+    let figures = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = figures.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}

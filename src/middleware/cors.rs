@@ -1,0 +1,27 @@
+//! Which browser pages may call, and what they may send and read.
+
+use axum::http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, LINK, LOCATION, RETRY_AFTER,
+};
+use axum::http::{HeaderValue, Method};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use super::request_id::X_REQUEST_ID;
+use crate::config::CorsConfig;
+
+pub(super) fn layer(config: &CorsConfig) -> CorsLayer {
+    let origins = if config.allowed_origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(
+            config.allowed_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()),
+        )
+    };
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_credentials(config.allow_credentials)
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+        .allow_headers([ACCEPT, AUTHORIZATION, CONTENT_TYPE, IF_MATCH, IF_NONE_MATCH, X_REQUEST_ID])
+        .expose_headers([ETAG, LINK, LOCATION, RETRY_AFTER, X_REQUEST_ID])
+        .max_age(config.max_age)
+}

@@ -1,0 +1,73 @@
+//! The layers every request passes, outermost first, and why they stand in this order.
+
+mod access_log;
+mod client_ip;
+mod cors;
+mod panic;
+mod problem;
+mod request_id;
+mod security_headers;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::StatusCode;
+use axum::middleware::{from_fn, from_fn_with_state};
+use sentry::integrations::tower::NewSentryLayer;
+use tower::ServiceBuilder;
+use tower::util::option_layer;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_http::timeout::{RequestBodyDeadlineLayer, RequestBodyTimeoutLayer, TimeoutLayer};
+
+use crate::config::Config;
+
+/// Bodies smaller than this gain less from gzip than it costs.
+const COMPRESS_ABOVE: u64 = 1024;
+
+/// Puts every layer around the router's routes and fallbacks.
+pub fn wrap(router: Router, config: &Config) -> Router {
+    let server = &config.server;
+    let body_limit = usize::try_from(server.body_limit.as_u64()).unwrap_or(usize::MAX);
+    let security = Arc::new(config.security_headers.clone());
+    let trusted_proxies = Arc::<[_]>::from(server.trusted_proxies.clone());
+    let compressible = SizeAbove::new(COMPRESS_ABOVE)
+        .and(NotForContentType::IMAGES)
+        .and(NotForContentType::SSE)
+        .and(NotForContentType::GRPC);
+
+    router.layer(
+        ServiceBuilder::new()
+            // A hub a request, so that breadcrumbs do not mix. Outermost: the access log, which
+            // reports failures, must run inside it.
+            .layer(option_layer(
+                config.sentry.dsn.is_some().then(NewSentryLayer::<Request>::new_from_top),
+            ))
+            // Before the log, which writes the id; the id is on every answer, whoever made it.
+            .layer(from_fn(request_id::request_id))
+            // Around all that can answer, so that timeouts and panics are logged too.
+            .layer(from_fn_with_state(trusted_proxies, access_log::access_log))
+            // Inside the log, which reads the failure; around all that can fail without a body.
+            .layer(from_fn(problem::problem))
+            // Around CORS, whose preflight answers deserve them too.
+            .layer(from_fn_with_state(security, security_headers::security_headers))
+            // Inside the headers, so that a 500 has them; outside all that might panic.
+            .layer(from_fn(panic::catch))
+            // Outside the limits, so that a browser may read a refusal.
+            .layer(cors::layer(&config.cors))
+            // Outside the timeout, which is for the handler's work.
+            .layer(CompressionLayer::new().compress_when(compressible))
+            .layer(TimeoutLayer::with_status_code(
+                StatusCode::GATEWAY_TIMEOUT,
+                server.request_timeout,
+            ))
+            // Innermost: they wrap the body for whoever reads it. The limit answers at once when
+            // Content-Length says too much; axum's own default limit would be a second one.
+            .layer(RequestBodyDeadlineLayer::new(server.body_timeout))
+            .layer(RequestBodyTimeoutLayer::new(server.body_idle_timeout))
+            .layer(RequestBodyLimitLayer::new(body_limit))
+            .layer(DefaultBodyLimit::disable()),
+    )
+}

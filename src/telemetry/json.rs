@@ -1,0 +1,103 @@
+//! One flat JSON object a line: `timestamp`, `level`, `target`, `message`, then the fields of the
+//! event and of the spans around it. (tracing-subscriber's own JSON nests and repeats the spans'.)
+
+use std::fmt;
+
+use chrono::{SecondsFormat, Utc};
+use serde_json::Value;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// Writes an event.
+pub(super) struct JsonLine;
+
+/// Writes fields as `,"name":value` each, ready to follow others.
+pub(super) struct JsonFields;
+
+impl<S> FormatEvent<S, JsonFields> for JsonLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, JsonFields>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let metadata = event.metadata();
+        write!(
+            writer,
+            r#"{{"timestamp":"{}","level":"{}","target":"{}""#,
+            Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true),
+            metadata.level(),
+            metadata.target(),
+        )?;
+        JsonFields.format_fields(writer.by_ref(), event)?;
+        for span in context.event_scope().into_iter().flatten() {
+            if let Some(fields) = span.extensions().get::<FormattedFields<JsonFields>>() {
+                writer.write_str(&fields.fields)?;
+            }
+        }
+        writer.write_str("}\n")
+    }
+}
+
+impl<'writer> FormatFields<'writer> for JsonFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
+        let mut visitor = Visitor { writer, outcome: Ok(()) };
+        fields.record(&mut visitor);
+        visitor.outcome
+    }
+
+    fn add_fields(
+        &self,
+        current: &'writer mut FormattedFields<Self>,
+        fields: &tracing::span::Record<'_>,
+    ) -> fmt::Result {
+        self.format_fields(current.as_writer(), fields)
+    }
+}
+
+struct Visitor<'writer> {
+    writer: Writer<'writer>,
+    outcome: fmt::Result,
+}
+
+impl Visitor<'_> {
+    fn write(&mut self, field: &Field, value: impl Into<Value>) {
+        // Records of the `log` crate carry their origin in fields of their own.
+        if self.outcome.is_ok() && !field.name().starts_with("log.") {
+            self.outcome = write!(self.writer, r#","{}":{}"#, field.name(), value.into());
+        }
+    }
+}
+
+impl Visit for Visitor<'_> {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.write(field, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.write(field, value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.write(field, value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.write(field, value);
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.write(field, value);
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.write(field, format!("{value:?}"));
+    }
+}

@@ -1,0 +1,47 @@
+//! What operators see: logs on standard output, and errors in Sentry.
+
+mod json;
+pub mod panic;
+pub mod sentry;
+
+use std::io::IsTerminal;
+
+use anyhow::Context;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::{Config, LogFormat};
+use json::{JsonFields, JsonLine};
+
+/// Keeps telemetry going. Dropping it sends what is still waiting, for at most two seconds.
+#[must_use = "dropping it ends telemetry"]
+pub struct Telemetry {
+    _sentry: Option<::sentry::ClientInitGuard>,
+}
+
+/// Starts logs and Sentry, and turns panics into log lines. Call it once, before the runtime:
+/// Sentry's hub is to be the one that all threads inherit.
+///
+/// # Errors
+/// A log filter that cannot be read, or a second call.
+pub fn init(config: &Config) -> anyhow::Result<Telemetry> {
+    let filter: Targets = config.log.filter.parse().context("log.filter cannot be read")?;
+    let guard = sentry::init(config)?;
+    let layer = match config.log.format {
+        LogFormat::Json => {
+            fmt::layer().fmt_fields(JsonFields).event_format(JsonLine).with_ansi(false).boxed()
+        }
+        LogFormat::Pretty => {
+            fmt::layer().compact().with_ansi(std::io::stdout().is_terminal()).boxed()
+        }
+    };
+    tracing_subscriber::registry()
+        .with(layer.with_filter(filter))
+        .with(guard.is_some().then(sentry::layers))
+        .try_init()?;
+    panic::install_hook();
+    Ok(Telemetry { _sentry: guard })
+}
