@@ -1,0 +1,212 @@
+//! Starts what tests need: the real application on a real socket, with a database of its own.
+//!
+//! `make test` brings PostgreSQL and Redis. Without them the tests that need one say so, once, on
+//! standard error, and count for nothing; under `make test` that is a failure.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Once;
+
+use plinth::app::{App, AppState};
+use plinth::config::{Config, Environment, SecretUrl};
+use plinth::health::Health;
+use plinth::server::{Drained, Server, Shutdown};
+use reqwest::{Method, RequestBuilder};
+use sqlx::{Connection, PgConnection};
+use tokio::task::JoinHandle;
+use url::Url;
+use uuid::Uuid;
+
+/// Which database a test runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    Sqlite,
+    Postgres,
+}
+
+/// A database that goes when it is dropped.
+pub struct TestDatabase {
+    pub url: String,
+    remains: Remains,
+}
+
+enum Remains {
+    Folder(PathBuf),
+    Database { admin: String, name: String },
+}
+
+/// The application, running. It stops when it is dropped; [`TestApp::stop`] drains it first.
+pub struct TestApp {
+    pub url: String,
+    pub state: AppState,
+    pub config: Config,
+    pub client: reqwest::Client,
+    pub shutdown: Shutdown,
+    serving: JoinHandle<Drained>,
+    _database: TestDatabase,
+}
+
+/// Writes each test once and runs it on both engines, on an application of its own.
+///
+/// ```ignore
+/// both_engines! {
+///     async fn a_plan_is_found_again(app) { … }
+/// }
+/// ```
+#[macro_export]
+macro_rules! both_engines {
+    ($(async fn $name:ident($app:ident) $body:block)+) => {
+        both_engines!(@ sqlite Sqlite $(async fn $name($app) $body)+);
+        both_engines!(@ postgres Postgres $(async fn $name($app) $body)+);
+    };
+    (@ $module:ident $engine:ident $(async fn $name:ident($app:ident) $body:block)+) => {
+        mod $module {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    let engine = $crate::support::Engine::$engine;
+                    let Some($app) = $crate::support::TestApp::start(engine).await else { return };
+                    $body
+                }
+            )+
+        }
+    };
+}
+
+impl TestDatabase {
+    /// An empty database; `None` without a server to make it on.
+    pub async fn new(engine: Engine) -> Option<Self> {
+        let name = format!("plinth_test_{}", Uuid::now_v7().simple());
+        match engine {
+            Engine::Sqlite => {
+                let folder = std::env::temp_dir().join(&name);
+                let url = format!("sqlite://{}/plinth.db", folder.display());
+                Some(Self { url, remains: Remains::Folder(folder) })
+            }
+            Engine::Postgres => {
+                let admin = server("TEST_DATABASE_URL", "PostgreSQL")?;
+                postgres(&admin, &format!("CREATE DATABASE {name}")).await;
+                let mut url = Url::parse(&admin).unwrap();
+                url.set_path(&name);
+                Some(Self { url: url.into(), remains: Remains::Database { admin, name } })
+            }
+        }
+    }
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        match &self.remains {
+            Remains::Folder(folder) => drop(std::fs::remove_dir_all(folder)),
+            Remains::Database { admin, name } => {
+                let (admin, drop) = (admin.clone(), format!("DROP DATABASE {name} WITH (FORCE)"));
+                // A runtime of its own: the test's may be the one that is dropping this.
+                let thread = std::thread::spawn(move || {
+                    tokio::runtime::Runtime::new().unwrap().block_on(postgres(&admin, &drop));
+                });
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl TestApp {
+    /// The application with the configuration of tests; `None` without a server for its engine.
+    pub async fn start(engine: Engine) -> Option<Self> {
+        Self::start_with(engine, |_| {}).await
+    }
+
+    /// The same with changes to the configuration.
+    pub async fn start_with(engine: Engine, change: impl FnOnce(&mut Config)) -> Option<Self> {
+        let database = TestDatabase::new(engine).await?;
+        let mut config = config(&database.url);
+        change(&mut config);
+
+        let shutdown = Shutdown::new();
+        let server = Server::bind(&config.server).unwrap();
+        let url = format!("{}://{}", server.scheme(), server.address());
+        let health = Health::starting(&config.health);
+        let app = App::starting(&health, &config);
+        let draining = health.clone();
+        let serve = server.serve(app.clone(), shutdown.clone(), move || draining.draining());
+        let serving = tokio::spawn(serve);
+        let state = AppState::connect(&config, health.clone()).await.unwrap();
+        app.open(state.clone(), &config);
+        health.serving();
+        let client = reqwest::Client::new();
+        Some(Self { url, state, config, client, shutdown, serving, _database: database })
+    }
+
+    /// A request to `path` of the running application.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.url))
+    }
+
+    pub fn get(&self, path: &str) -> RequestBuilder {
+        self.request(Method::GET, path)
+    }
+
+    pub fn post(&self, path: &str) -> RequestBuilder {
+        self.request(Method::POST, path)
+    }
+
+    pub fn put(&self, path: &str) -> RequestBuilder {
+        self.request(Method::PUT, path)
+    }
+
+    pub fn patch(&self, path: &str) -> RequestBuilder {
+        self.request(Method::PATCH, path)
+    }
+
+    pub fn delete(&self, path: &str) -> RequestBuilder {
+        self.request(Method::DELETE, path)
+    }
+
+    /// Drains, as SIGTERM would.
+    pub async fn stop(mut self) -> Drained {
+        self.shutdown.drain.cancel();
+        (&mut self.serving).await.unwrap()
+    }
+}
+
+impl Drop for TestApp {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+/// What tests run with: production's limits, any free port.
+pub fn config(database_url: &str) -> Config {
+    let mut config = Config::defaults(Environment::Test);
+    config.server.port = 0;
+    config.database.url = SecretUrl::new(database_url);
+    config.database.max_connections = 4;
+    config
+}
+
+/// The URL of a server that a test needs, or a word on standard error about what is left out.
+pub fn server(variable: &str, name: &str) -> Option<String> {
+    if let Ok(url) = std::env::var(variable) {
+        return Some(url);
+    }
+    assert!(
+        std::env::var_os("TEST_REQUIRE_SERVICES").is_none(),
+        "{variable} is not set, and nothing may be left out"
+    );
+    static SAID: Once = Once::new();
+    // Not `eprintln!`, which a passing test swallows.
+    SAID.call_once(|| {
+        let _ = writeln!(
+            std::io::stderr(),
+            "left out: the tests that need {name} or another server; `make test` brings them"
+        );
+    });
+    None
+}
+
+async fn postgres(admin: &str, statement: &str) {
+    let mut connection = PgConnection::connect(admin).await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
