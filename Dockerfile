@@ -36,7 +36,7 @@ EXPOSE 8080
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/plinth"]
 CMD ["serve"]
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 \
     CMD ["/usr/local/bin/plinth", "healthcheck"]
 
 ARG GIT_COMMIT=unknown

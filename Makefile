@@ -2,10 +2,6 @@
 COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 SCRIPTS = .ci/run tests/support/services.sh
 
-# docker-compose 1 builds with BuildKit only when asked; docker compose always does.
-export DOCKER_BUILDKIT = 1
-export COMPOSE_DOCKER_CLI_BUILD = 1
-
 .DEFAULT_GOAL := help
 .PHONY: help run test check fmt openapi docker-up docker-down clean
 
