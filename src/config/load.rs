@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::explain::{self, Explained};
 use super::keys::{self, Keys, Setting};
-use super::validate::{self, Grade};
-use super::{Config, Environment, Fault, Faults, layers};
+use super::production::{self, Grade};
+use super::{Config, Environment, Fault, Faults, layers, validate};
 
 /// Where configuration is read from; tests give their own.
 pub struct Sources {
@@ -85,7 +85,7 @@ fn merge(defaults: &Config, settings: &[Setting], faults: &mut Vec<Fault>) -> Co
 }
 
 fn refused(config: &Config, settings: &[Setting]) -> impl Iterator<Item = Fault> {
-    let findings = validate::production_findings(config);
+    let findings = production::production_findings(config);
     findings.into_iter().filter(|finding| finding.grade == Grade::Fail).map(|finding| Fault {
         key: finding.key.to_owned(),
         source: source_of(settings, finding.key),

@@ -15,6 +15,7 @@ mod keys;
 mod layers;
 mod load;
 mod log;
+mod production;
 mod secret;
 mod security_headers;
 mod sentry;
@@ -30,11 +31,11 @@ pub use fault::{Fault, Faults};
 pub use health::HealthConfig;
 pub use load::{Loaded, Sources, load};
 pub use log::{LogConfig, LogFormat};
+pub use production::{Finding, Grade, production_findings};
 pub use secret::{Secret, SecretUrl};
 pub use security_headers::SecurityHeadersConfig;
 pub use sentry::SentryConfig;
 pub use server::ServerConfig;
-pub use validate::{Finding, Grade, production_findings};
 
 use serde::{Deserialize, Serialize};
 
