@@ -83,6 +83,7 @@ impl ServerConfig {
         }
     }
 
+    /// Where to listen.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(self.bind, self.port)
     }

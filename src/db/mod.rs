@@ -90,9 +90,18 @@ impl Db {
         connect::connect(config).await
     }
 
-    /// Where changes go, and reads that must see them.
+    /// Where changes go.
     pub fn writer(&self) -> &Pool {
         &self.writer
+    }
+
+    /// Where reads go that must see every change: never a replica. SQLite's readers do, and leave
+    /// its one writer free.
+    pub fn primary(&self) -> &Pool {
+        match self.writer {
+            Engine::Sqlite(_) => &self.reader,
+            Engine::Postgres(_) => &self.writer,
+        }
     }
 
     /// Where reads go that may be a little behind: a replica, when there is one.

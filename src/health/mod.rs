@@ -93,9 +93,10 @@ impl Health {
         });
     }
 
-    /// Everything stands: ready, if the critical checks pass.
+    /// Everything stands: ready, if the critical checks pass. Draining may have begun before.
     pub fn serving(&self) {
-        self.0.phase.store(Phase::Serving as u8, SeqCst);
+        let (starting, serving) = (Phase::Starting as u8, Phase::Serving as u8);
+        let _ = self.0.phase.compare_exchange(starting, serving, SeqCst, SeqCst);
     }
 
     /// Going down: not ready from now on.

@@ -36,7 +36,8 @@ pub(super) async fn access_log(
     next: Next,
 ) -> Response {
     let trace_id = trace_id(request.headers());
-    let span = tracing::info_span!("request", request_id = id.as_str(), trace_id);
+    // At the highest level, so that every line inside carries the ids, whatever the filter.
+    let span = tracing::error_span!("request", request_id = id.as_str(), trace_id);
     let mut line = Line::begin(&request, &trusted_proxies, span.clone());
     let work = track_usage(line.usage.clone(), next.run(request));
     let response = work.instrument(span).await;

@@ -11,9 +11,9 @@ const FIND: &str = "SELECT * FROM plans WHERE id = $1";
 /// The largest UUID: a first page begins before nothing.
 const BEFORE_ALL: Uuid = Uuid::max();
 
-/// Reads the primary: what is cached from here must not be a replica's yesterday.
+/// What is cached from here must not be a replica's yesterday.
 pub(super) async fn find(db: &Db, id: Uuid) -> sqlx::Result<Option<Plan>> {
-    on!(db.writer(), |conn| sqlx::query_as(FIND).bind(id).fetch_optional(conn).await)
+    on!(db.primary(), |conn| sqlx::query_as(FIND).bind(id).fetch_optional(conn).await)
 }
 
 pub(super) async fn find_in(tx: &mut Tx, id: Uuid) -> sqlx::Result<Option<Plan>> {
@@ -24,10 +24,10 @@ pub(super) async fn find_in(tx: &mut Tx, id: Uuid) -> sqlx::Result<Option<Plan>>
 /// the cursor on, so a page's cost does not grow with its depth.
 pub(super) async fn list(db: &Db, query: &PlanQuery) -> sqlx::Result<Vec<Plan>> {
     const ALL: &str = "SELECT * FROM plans
-        WHERE id < $1 AND LOWER(name) LIKE $2 ESCAPE '\\'
+        WHERE id < $1 AND LOWER(name) LIKE LOWER($2) ESCAPE '\\'
         ORDER BY id DESC LIMIT $3";
     const BY_STATUS: &str = "SELECT * FROM plans
-        WHERE id < $1 AND LOWER(name) LIKE $2 ESCAPE '\\' AND status = $4
+        WHERE id < $1 AND LOWER(name) LIKE LOWER($2) ESCAPE '\\' AND status = $4
         ORDER BY id DESC LIMIT $3";
     let cursor = query.cursor.unwrap_or(BEFORE_ALL);
     let name = query.q.as_deref().map_or("%".into(), containing);
@@ -100,8 +100,8 @@ pub(super) async fn delete(tx: &mut Tx, id: Uuid, version: i64) -> sqlx::Result<
         .map(|done| done.rows_affected() == 1))
 }
 
-/// A LIKE pattern for `text` anywhere; its own wildcards are meant literally.
+/// A LIKE pattern for `text` anywhere; its own wildcards are meant literally. `LOWER` then folds
+/// case: on SQLite that of ASCII alone.
 fn containing(text: &str) -> String {
-    let text = text.to_lowercase();
     format!("%{}%", text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_"))
 }
