@@ -49,6 +49,11 @@ pub fn finish(document: &mut OpenApi, public_url: Option<&str>) {
 }
 
 fn finish_operation(operation: &mut Operation) {
+    // A handler's name is unique in its resource, an operation's must be in the document.
+    let tag = operation.tags.iter().flatten().next();
+    if let (Some(tag), Some(name)) = (tag, &operation.operation_id) {
+        operation.operation_id = Some(format!("{tag}_{name}"));
+    }
     let with_body = operation.request_body.is_some().then_some(WITH_BODY);
     let responses = &mut operation.responses.responses;
     for (status, description) in ANY.into_iter().chain(with_body.into_iter().flatten()) {

@@ -55,6 +55,7 @@ struct Ttl {
 /// Where entries are kept just now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = CacheStore)]
 pub enum Store {
     /// In process, as configured.
     Memory,

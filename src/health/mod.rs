@@ -34,15 +34,15 @@ pub enum Phase {
 /// How a check last went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub enum CheckStatus {
     Pass,
     Fail,
 }
 
 /// A dependency's last result.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Outcome {
-    pub status: Status,
+pub struct CheckOutcome {
+    pub status: CheckStatus,
     /// Whether its failure makes this process not ready.
     pub critical: bool,
     /// How long the last run took.
@@ -59,7 +59,7 @@ struct Inner {
     config: HealthConfig,
     started: Instant,
     phase: AtomicU8,
-    outcomes: Mutex<BTreeMap<&'static str, Outcome>>,
+    outcomes: Mutex<BTreeMap<&'static str, CheckOutcome>>,
 }
 
 impl Health {
@@ -119,11 +119,11 @@ impl Health {
 
     /// The critical dependencies that are down.
     pub fn failing(&self) -> Vec<&'static str> {
-        let down = |outcome: &Outcome| outcome.critical && outcome.status == Status::Fail;
+        let down = |outcome: &CheckOutcome| outcome.critical && outcome.status == CheckStatus::Fail;
         self.lock().iter().filter(|(_, outcome)| down(outcome)).map(|(name, _)| *name).collect()
     }
 
-    pub fn outcomes(&self) -> BTreeMap<&'static str, Outcome> {
+    pub fn outcomes(&self) -> BTreeMap<&'static str, CheckOutcome> {
         self.lock().clone()
     }
 
@@ -143,25 +143,25 @@ impl Health {
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some(format!("no answer within {:?}", self.0.config.timeout)),
         };
-        let status = if failure.is_none() { Status::Pass } else { Status::Fail };
+        let status = if failure.is_none() { CheckStatus::Pass } else { CheckStatus::Fail };
         let mut outcomes = self.lock();
         let before = outcomes.get(name);
         match (&failure, before.map(|outcome| outcome.status)) {
-            (Some(error), None | Some(Status::Pass)) => {
+            (Some(error), None | Some(CheckStatus::Pass)) => {
                 tracing::warn!(check = name, critical, error, "a dependency is down");
             }
-            (None, Some(Status::Fail)) => tracing::info!(check = name, "a dependency is back"),
+            (None, Some(CheckStatus::Fail)) => tracing::info!(check = name, "a dependency is back"),
             _ => {}
         }
         let last_success = match status {
-            Status::Pass => Some(Utc::now()),
-            Status::Fail => before.and_then(|outcome| outcome.last_success),
+            CheckStatus::Pass => Some(Utc::now()),
+            CheckStatus::Fail => before.and_then(|outcome| outcome.last_success),
         };
         let latency_ms = start.elapsed().as_secs_f64() * 1000.0;
-        outcomes.insert(name, Outcome { status, critical, latency_ms, last_success });
+        outcomes.insert(name, CheckOutcome { status, critical, latency_ms, last_success });
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Outcome>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, CheckOutcome>> {
         self.0.outcomes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Health, Outcome, Phase, Process};
+use super::{CheckOutcome, Health, Phase, Process};
 use crate::cache::{Cache, Store};
 use crate::db::{Db, PoolStatus};
 use crate::extract::Json;
@@ -24,10 +24,10 @@ struct Probe {
 
 /// All there is to know.
 #[derive(Debug, Serialize, ToSchema)]
-struct Report {
+struct HealthReport {
     ready: bool,
     phase: Phase,
-    checks: BTreeMap<&'static str, Outcome>,
+    checks: BTreeMap<&'static str, CheckOutcome>,
     database: &'static str,
     pools: BTreeMap<&'static str, PoolStatus>,
     cache: Store,
@@ -84,13 +84,13 @@ async fn startup(State(health): State<Health>) -> (StatusCode, Json<Probe>) {
 }
 
 /// Everything at once, for people.
-#[utoipa::path(get, path = "/health", tag = "health", responses((status = 200, body = Report)))]
+#[utoipa::path(get, path = "/health", tag = "health", responses((status = 200, body = HealthReport)))]
 async fn report(
     State(health): State<Health>,
     State(db): State<Db>,
     State(cache): State<Cache>,
-) -> Json<Report> {
-    Json(Report {
+) -> Json<HealthReport> {
+    Json(HealthReport {
         ready: health.ready(),
         phase: health.phase(),
         checks: health.outcomes(),

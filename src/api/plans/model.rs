@@ -26,7 +26,7 @@ pub struct Plan {
     #[schema(example = "2027-05-31")]
     pub end_date: NaiveDate,
     #[sqlx(try_from = "String")]
-    pub status: Status,
+    pub status: PlanStatus,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
     /// Counts changes, from 1. The ETag is this number.
@@ -37,7 +37,7 @@ pub struct Plan {
 /// Where a plan stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub enum PlanStatus {
     #[default]
     Draft,
     Active,
@@ -64,7 +64,7 @@ pub struct PlanInput {
     pub end_date: NaiveDate,
     #[garde(skip)]
     #[serde(default)]
-    pub status: Status,
+    pub status: PlanStatus,
 }
 
 /// What a client says of a plan, in part.
@@ -85,7 +85,7 @@ pub struct PlanQuery {
     pub cursor: Option<Uuid>,
     /// Only plans that stand so.
     #[garde(skip)]
-    pub status: Option<Status>,
+    pub status: Option<PlanStatus>,
     /// Only plans with this in their name, whatever the case.
     #[garde(inner(length(chars, min = 1, max = 200), custom(printable)))]
     #[param(min_length = 1, max_length = 200)]
@@ -139,7 +139,7 @@ impl PlanQuery {
     }
 }
 
-impl Status {
+impl PlanStatus {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Draft => "draft",
@@ -150,7 +150,7 @@ impl Status {
     }
 }
 
-impl TryFrom<String> for Status {
+impl TryFrom<String> for PlanStatus {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::model::{Plan, PlanQuery};
+use super::model::{Plan, PlanQuery, PlanStatus};
 use crate::db::{Db, Tx};
 use crate::on;
 
@@ -32,7 +32,7 @@ pub(super) async fn list(db: &Db, query: &PlanQuery) -> sqlx::Result<Vec<Plan>> 
     let cursor = query.cursor.unwrap_or(BEFORE_ALL);
     let name = query.q.as_deref().map_or("%".into(), containing);
     let limit = i64::from(query.limit) + 1;
-    match query.status.map(super::model::Status::as_str) {
+    match query.status.map(PlanStatus::as_str) {
         None => on!(db.reader(), |conn| sqlx::query_as(ALL)
             .bind(cursor)
             .bind(name)
