@@ -1,5 +1,4 @@
-//! The application: what handlers share, and every room wired into one router. `main`, tests and
-//! benches all build it here.
+//! The application: every room wired into one router. `main`, tests and benches all build it here.
 
 use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
@@ -7,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{FromRef, Request};
+use axum::extract::Request;
 use axum::response::Response;
 use axum::routing::future::RouteFuture;
 use tower::Service;
@@ -16,49 +15,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::api;
-use crate::cache::Cache;
 use crate::config::Config;
-use crate::db::Db;
 use crate::error::Error;
 use crate::health::{self, Health};
 use crate::middleware;
-
-/// What handlers may ask for, each by its own type: `State<Db>`, `State<Cache>`.
-#[derive(Clone, FromRef)]
-pub struct AppState {
-    pub db: Db,
-    pub cache: Cache,
-    pub health: Health,
-}
-
-impl AppState {
-    /// Opens everything, migrates the database, and begins to watch over both.
-    ///
-    /// # Errors
-    /// One line: what could not be opened, and why.
-    pub async fn connect(config: &Config, health: Health) -> anyhow::Result<Self> {
-        let db = Db::connect(&config.database).await?;
-        if config.database.migrate_on_start {
-            db.migrate().await?;
-        } else {
-            db.require_migrated().await?;
-        }
-        let cache = Cache::connect(&config.cache).await?;
-        let (checked_db, checked_cache) = (db.clone(), cache.clone());
-        let ping = move || {
-            let db = checked_db.clone();
-            async move { db.ping().await }
-        };
-        health.watch("database", true, ping).await;
-        health.watch("cache", false, move || std::future::ready(checked_cache.check())).await;
-        Ok(Self { db, cache, health })
-    }
-
-    /// Closes what is open, waiting no longer than `limit`.
-    pub async fn close(self, limit: Duration) {
-        self.db.close(limit).await;
-    }
-}
+use crate::state::AppState;
 
 /// The service: it answers probes from the first moment, and everything once it is opened.
 #[derive(Clone)]

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use plinth::app::{App, AppState};
+use plinth::app::App;
 use plinth::cli::{self, Cli, Command};
 use plinth::config::{self, Config, Loaded, Sources};
 use plinth::health::{COMMIT, Health, VERSION};
 use plinth::server::{Server, Shutdown};
+use plinth::state::AppState;
 use plinth::telemetry;
 use tokio::runtime::Runtime;
 

@@ -8,7 +8,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 pub use openapi::{document, finish};
 
-use crate::app::AppState;
+use crate::state::AppState;
 
 /// Every resource's routes, under the version that they promise to keep.
 pub fn routes() -> OpenApiRouter<AppState> {

@@ -7,10 +7,11 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Once;
 
-use plinth::app::{App, AppState};
+use plinth::app::App;
 use plinth::config::{Config, Environment, SecretUrl};
 use plinth::health::Health;
 use plinth::server::{Drained, Server, Shutdown};
+use plinth::state::AppState;
 use reqwest::{Method, RequestBuilder};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinHandle;

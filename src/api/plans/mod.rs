@@ -7,7 +7,7 @@ mod store;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::app::AppState;
+use crate::state::AppState;
 
 /// The resource's routes, below its path.
 pub fn routes() -> OpenApiRouter<AppState> {
