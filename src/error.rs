@@ -104,43 +104,39 @@ impl Error {
     }
 
     pub fn status(&self) -> StatusCode {
-        match self {
-            Self::Malformed(_) => StatusCode::BAD_REQUEST,
-            Self::NotFound(_) => StatusCode::NOT_FOUND,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::Conflict(_) => StatusCode::CONFLICT,
-            Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
-            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::PreconditionRequired => StatusCode::PRECONDITION_REQUIRED,
-            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::Status(status) => *status,
-        }
+        self.kind().0
     }
 
     /// The stable name that programs may match on.
     pub fn code(&self) -> Cow<'static, str> {
-        match self {
-            Self::Malformed(_) => "MALFORMED_REQUEST",
-            Self::NotFound(_) => "NOT_FOUND",
-            Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
-            Self::BodyTimeout => "BODY_TIMEOUT",
-            Self::Conflict(_) => "CONFLICT",
-            Self::PreconditionFailed => "PRECONDITION_FAILED",
-            Self::BodyTooLarge => "BODY_TOO_LARGE",
-            Self::UnsupportedMediaType(_) => "UNSUPPORTED_MEDIA_TYPE",
-            Self::Invalid(_) => "VALIDATION_FAILED",
-            Self::PreconditionRequired => "PRECONDITION_REQUIRED",
-            Self::Internal(_) => "INTERNAL_ERROR",
-            Self::Unavailable { .. } => "UNAVAILABLE",
-            Self::Timeout => "TIMEOUT",
-            Self::Status(status) => return screaming(title(*status)).into(),
+        match self.kind() {
+            (status, None) => screaming(title(status)).into(),
+            (_, Some(code)) => code.into(),
         }
-        .into()
+    }
+
+    fn kind(&self) -> (StatusCode, Option<&'static str>) {
+        let (status, code) = match self {
+            Self::Malformed(_) => (StatusCode::BAD_REQUEST, "MALFORMED_REQUEST"),
+            Self::NotFound(_) => (StatusCode::NOT_FOUND, "NOT_FOUND"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED"),
+            Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "BODY_TIMEOUT"),
+            Self::Conflict(_) => (StatusCode::CONFLICT, "CONFLICT"),
+            Self::PreconditionFailed => (StatusCode::PRECONDITION_FAILED, "PRECONDITION_FAILED"),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE"),
+            Self::UnsupportedMediaType(_) => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE")
+            }
+            Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "VALIDATION_FAILED"),
+            Self::PreconditionRequired => {
+                (StatusCode::PRECONDITION_REQUIRED, "PRECONDITION_REQUIRED")
+            }
+            Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_ERROR"),
+            Self::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+            Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "TIMEOUT"),
+            Self::Status(status) => return (*status, None),
+        };
+        (status, Some(code))
     }
 
     /// One sentence for the client. Says nothing of a 5xx's cause.
