@@ -9,4 +9,5 @@
 mod support;
 
 mod cache;
+mod database;
 mod plans;
