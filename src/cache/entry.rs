@@ -20,7 +20,9 @@ pub(super) struct Ticket {
     pub(super) stamp: Option<Stamp>,
     /// The space's generation; an entry of an older one is as good as gone.
     generation: Stamp,
-    pub(super) from_redis: bool,
+    /// The connection to Redis that saw it; in memory, none. A Redis that was away may have
+    /// forgotten the tombstone that would keep a late store out.
+    pub(super) connection: Option<Stamp>,
 }
 
 /// What a lookup found.
@@ -37,9 +39,13 @@ pub(super) fn generation_of(space: &str) -> String {
     format!("{{{space}}}")
 }
 
-pub(super) fn read(raw: Option<Bytes>, generation: Option<Bytes>, from_redis: bool) -> Found {
+pub(super) fn read(
+    raw: Option<Bytes>,
+    generation: Option<Bytes>,
+    connection: Option<Stamp>,
+) -> Found {
     let generation = generation.as_deref().and_then(stamp_of).unwrap_or_default();
-    let ticket = Ticket { stamp: raw.as_deref().and_then(stamp_of), generation, from_redis };
+    let ticket = Ticket { stamp: raw.as_deref().and_then(stamp_of), generation, connection };
     let Some(raw) = raw.filter(|raw| raw.len() > HEADER && raw[16..32] == generation) else {
         return Found { body: None, fresh: false, ticket };
     };
@@ -63,7 +69,7 @@ pub(super) fn stamp_of(raw: &[u8]) -> Option<Stamp> {
     raw.first_chunk().copied()
 }
 
-fn new_stamp() -> Stamp {
+pub(super) fn new_stamp() -> Stamp {
     fastrand::u128(..).to_be_bytes()
 }
 

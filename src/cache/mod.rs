@@ -168,13 +168,13 @@ impl Cache {
 
     /// Looks in Redis, or in memory where that does not answer.
     async fn find(&self, space: &str, name: &str) -> Found {
-        let generation = entry::generation_of(space);
         if let Some(redis) = &self.0.redis
-            && let Some((raw, generation)) = redis.get(name, &generation).await
+            && let Some(found) = redis.get(name, &entry::generation_of(space)).await
         {
-            return entry::read(raw, generation, true);
+            return found;
         }
-        entry::read(self.0.memory.get(name), self.0.memory.get(&generation), false)
+        let (raw, generation) = self.0.memory.get(name, space);
+        entry::read(raw, generation, None)
     }
 
     fn load<T, F>(&self, name: String, ticket: Ticket, ttl: Ttl, load: F) -> flight::Flight
@@ -197,8 +197,10 @@ impl Cache {
     async fn keep(&self, name: String, ticket: &Ticket, ttl: Ttl, body: &[u8]) {
         let raw = entry::write(ticket, jittered(ttl.soft), body);
         let hard = jittered(ttl.hard);
-        match &self.0.redis {
-            Some(redis) if ticket.from_redis => redis.put(&name, ticket, raw, hard).await,
+        match (&self.0.redis, ticket.connection) {
+            (Some(redis), Some(connection)) => {
+                redis.put(&name, ticket, connection, raw, hard).await;
+            }
             _ => self.0.memory.put(name, ticket, raw, hard),
         }
     }

@@ -16,7 +16,7 @@ use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::{AsyncCommands, RedisError, Script, SetExpiry, SetOptions};
 use deadpool_redis::{Connection, Pool, Runtime, Timeouts};
 
-use super::entry::{GRAVE, Ticket, tombstone};
+use super::entry::{self, Found, GRAVE, Stamp, Ticket, new_stamp, tombstone};
 use super::memory::Memory;
 use crate::config::{CacheConfig, SecretUrl};
 
@@ -41,12 +41,18 @@ pub(super) struct Redis {
     budget: Duration,
     max_failures: u32,
     retry: Duration,
-    connection: ArcSwapOption<MultiplexedConnection>,
+    connection: ArcSwapOption<Live>,
     failures: AtomicU32,
     /// Removals that Redis has not heard of yet, by name.
     owed: Mutex<HashSet<String>>,
     /// What serves while Redis is away; emptied on its return, so that the next time begins anew.
     memory: Memory,
+}
+
+/// A connection, with a name to know it by.
+struct Live {
+    stamp: Stamp,
+    connection: MultiplexedConnection,
 }
 
 impl Redis {
@@ -88,26 +94,29 @@ impl Redis {
         self.connection.load().is_some()
     }
 
-    /// An entry and its space's generation, or `None` when Redis did not say.
-    pub(super) async fn get(
-        self: &Arc<Self>,
-        name: &str,
-        generation: &str,
-    ) -> Option<(Option<Bytes>, Option<Bytes>)> {
+    /// An entry of the space with this generation, or `None` when Redis did not say.
+    pub(super) async fn get(self: &Arc<Self>, name: &str, generation: &str) -> Option<Found> {
+        let live = self.connection.load_full()?;
         let keys = [self.key(name), self.key(generation)];
-        self.ask(async move |mut redis| redis.mget(&keys).await).await
+        let (raw, generation) =
+            self.ask(&live, async move |mut redis| redis.mget(&keys).await).await?;
+        Some(entry::read(raw, generation, Some(live.stamp)))
     }
 
+    /// Keeps what was loaded, over the connection that saw it missing or not at all.
     pub(super) async fn put(
         self: &Arc<Self>,
         name: &str,
         ticket: &Ticket,
+        connection: Stamp,
         raw: Bytes,
         ttl: Duration,
     ) {
+        let live = self.connection.load_full();
+        let Some(live) = live.filter(|live| live.stamp == connection) else { return };
         let key = self.key(name);
         let stamp = ticket.stamp.map_or(Vec::new(), Vec::from);
-        self.ask(async move |mut redis| {
+        self.ask(&live, async move |mut redis| {
             COMPARE_AND_SET
                 .key(key)
                 .arg(stamp)
@@ -126,7 +135,11 @@ impl Redis {
             return;
         }
         let key = self.key(&name);
-        if self.ask(async move |redis| bury(redis, key).await).await.is_none() {
+        let told = match self.connection.load_full() {
+            Some(live) => self.ask(&live, async move |redis| bury(redis, key).await).await,
+            None => None,
+        };
+        if told.is_none() {
             self.owe(name);
             self.leave("a removal did not get through");
         }
@@ -135,10 +148,10 @@ impl Redis {
     /// Runs `ask` within the budget; `None`, and a mark against Redis, when that fails.
     async fn ask<T>(
         self: &Arc<Self>,
+        live: &Live,
         ask: impl AsyncFnOnce(MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Option<T> {
-        let connection = self.connection.load_full()?;
-        match tokio::time::timeout(self.budget, ask((*connection).clone())).await {
+        match tokio::time::timeout(self.budget, ask(live.connection.clone())).await {
             Ok(Ok(answer)) => {
                 self.failures.store(0, Relaxed);
                 return Some(answer);
@@ -193,7 +206,7 @@ impl Redis {
                 // Under the lock: a removal sees either the debt list still in use or Redis.
                 self.memory.clear();
                 self.failures.store(0, Relaxed);
-                self.connection.store(Some(Arc::new(connection)));
+                self.connection.store(Some(Arc::new(Live { stamp: new_stamp(), connection })));
                 return Ok(());
             }
         }

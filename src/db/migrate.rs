@@ -70,9 +70,13 @@ impl Db {
     /// # Errors
     /// As any query.
     pub async fn migrations(&self) -> anyhow::Result<Vec<Migration>> {
-        let applied = match &self.writer {
-            Engine::Sqlite(pool) => applied(&mut *pool.acquire().await?).await?,
-            Engine::Postgres(pool) => applied(&mut *pool.acquire().await?).await?,
+        let applied = if self.has_history().await? {
+            match &self.writer {
+                Engine::Sqlite(pool) => applied(&mut *pool.acquire().await?).await?,
+                Engine::Postgres(pool) => applied(&mut *pool.acquire().await?).await?,
+            }
+        } else {
+            Vec::new()
         };
         let mut applied: HashMap<_, _> =
             applied.into_iter().map(|migration| (migration.version, migration.checksum)).collect();
@@ -119,10 +123,23 @@ impl Db {
             env!("CARGO_PKG_NAME"),
         )
     }
+
+    /// Whether any migration ever ran here. The table is not made to find out: who asks may be
+    /// allowed to read only.
+    async fn has_history(&self) -> sqlx::Result<bool> {
+        const SQLITE: &str = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = $1)";
+        const POSTGRES: &str = "SELECT to_regclass($1) IS NOT NULL";
+        let table = &*MIGRATOR.table_name;
+        match &self.writer {
+            Engine::Sqlite(pool) => sqlx::query_scalar(SQLITE).bind(table).fetch_one(pool).await,
+            Engine::Postgres(pool) => {
+                sqlx::query_scalar(POSTGRES).bind(table).fetch_one(pool).await
+            }
+        }
+    }
 }
 
 async fn applied<C: Migrate>(connection: &mut C) -> Result<Vec<AppliedMigration>, MigrateError> {
-    connection.ensure_migrations_table(&MIGRATOR.table_name).await?;
     connection.list_applied_migrations(&MIGRATOR.table_name).await
 }
 

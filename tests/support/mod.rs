@@ -3,9 +3,12 @@
 //! `make test` brings PostgreSQL and Redis. Without them the tests that need one say so, once, on
 //! standard error, and count for nothing; under `make test` that is a failure.
 
+pub mod redis;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Once;
+use std::time::{Duration, Instant};
 
 use plinth::app::App;
 use plinth::config::{Config, Environment, SecretUrl};
@@ -204,6 +207,15 @@ pub fn server(variable: &str, name: &str) -> Option<String> {
         );
     });
     None
+}
+
+/// Waits for what must come true, a minute at most.
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while !holds().await {
+        assert!(start.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 async fn postgres(admin: &str, statement: &str) {
