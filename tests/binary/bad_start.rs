@@ -51,7 +51,10 @@ async fn a_port_in_use() {
     let address = other.local_addr().unwrap().to_string();
     let port = other.local_addr().unwrap().port().to_string();
     let folder = Folder::new();
-    one_line(&folder.run(&[], [("PORT", port.as_str())]).await, &[&address, "in use"]);
+    one_line(
+        &folder.run(&[], [("PORT", port.as_str())]).await,
+        &[&address, "another process has this port", "set PORT"],
+    );
     assert!(folder.is_empty(), "nothing is written before the port is ours");
 }
 
@@ -61,6 +64,7 @@ async fn an_unreachable_database() {
     let url = format!("postgres://u:{PASSWORD}@127.0.0.1:1/d");
     let ended = folder.run(&[], [("DATABASE_URL", url.as_str())]).await;
     one_line(&ended, &["cannot reach PostgreSQL", "127.0.0.1:1/d", "Connection refused"]);
+    assert_eq!(ended.text().matches("Connection refused").count(), 1, "{ended:#?}");
 
     // The system accepts; nobody ever answers.
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -7,6 +7,7 @@ use reqwest::{Client, StatusCode};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 use sqlx::{Connection, PgConnection, SqliteConnection};
+use tokio::io::AsyncWriteExt;
 
 use crate::process::{Ended, Folder};
 use crate::support::{Engine, TestDatabase};
@@ -137,13 +138,26 @@ async fn a_request_is_one_line_that_says_what_it_was_and_what_it_cost() {
 #[tokio::test]
 async fn a_client_that_hangs_up_is_a_499() {
     let folder = Folder::new();
-    let (mut process, url) = folder.serve([JSON]).await;
-    drop(wire::begin_post(&url, "x-request-id: hung-up\r\n").await);
+    let (mut process, url) = folder.serve([JSON, ("APP_DATABASE__LOCK_TIMEOUT", "10m")]).await;
+    let mut database = database(&folder).await;
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut database).await.unwrap();
+    let mut post = wire::begin_post(&url, "x-request-id: hung-up\r\n").await;
+    // Whole, so that its handler goes on to wait for the lock.
+    post.write_all(PLAN.as_bytes()).await.unwrap();
+    drop(post);
     process.line("hung-up").await;
+    sqlx::query("ROLLBACK").execute(&mut database).await.unwrap();
+    database.close().await.unwrap();
+
     let lines = parsed(&process.stop().await);
     let line = only(&lines, "hung-up");
     assert_eq!((&line["status"], &line["level"]), (&json!(499), &json!("INFO")));
     assert_eq!(line["bytes"], 0);
+}
+
+async fn database(folder: &Folder) -> SqliteConnection {
+    let url = format!("sqlite://{}", folder.path().join("data/plinth.db").display());
+    SqliteConnection::connect(&url).await.unwrap()
 }
 
 /// Fails once, and finds the cause in the log, once, under the client's `error_id`.
@@ -177,8 +191,7 @@ async fn the_cause_of_a_500_is_logged_once_under_the_clients_error_id() {
 
 /// Breaks the database under a running service.
 pub async fn drop_plans(folder: &Folder) {
-    let url = format!("sqlite://{}", folder.path().join("data/plinth.db").display());
-    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    let mut connection = database(folder).await;
     sqlx::query("DROP TABLE plans").execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
 }
@@ -271,7 +284,7 @@ async fn what_a_client_writes_stays_inside_its_line() {
     for id in ids {
         for (target, agent) in [
             ("/%0a%0d%22%7d%7b%00", &b"\"},{\"level\":\"FATAL\\"[..]),
-            ("/a\"b?x=%0a\"y&\\", b"\xff\xfe\xc3\x28 invalid UTF-8"),
+            ("/a\"b{}?x=%0a%22y", b"\xff\xfe\xc3\x28 invalid UTF-8"),
             ("/%1b%5b31m?%1b[31m", b"\xc2\x9b31m red, \xe2\x80\xa8 next line, \ttab"),
         ] {
             let mut request = format!("GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
