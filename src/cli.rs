@@ -1,7 +1,7 @@
 //! The commands.
-#![expect(clippy::print_stdout, reason = "a command's answer goes to standard output")]
 
-use std::io::{Read, Write};
+use std::fmt::Write as _;
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -70,6 +70,16 @@ pub enum Migrate {
     Status,
 }
 
+/// Writes a command's answer. A reader that has left, as `head` does, has had enough of it:
+/// `println!` would panic.
+fn answer(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome,
+    }
+}
+
 /// Runs `migrate`.
 ///
 /// # Errors
@@ -80,6 +90,7 @@ pub async fn migrate(action: &Migrate, config: &Config) -> anyhow::Result<ExitCo
         db.migrate().await?;
     }
     let migrations = db.migrations().await?;
+    let mut text = String::new();
     for migration in &migrations {
         let state = match migration.state {
             State::Applied => "applied",
@@ -87,8 +98,9 @@ pub async fn migrate(action: &Migrate, config: &Config) -> anyhow::Result<ExitCo
             State::Changed => "changed",
             State::Unknown => "unknown",
         };
-        println!("{:<8}  {:>4}  {}", state, migration.version, migration.description);
+        writeln!(text, "{state:<8}  {:>4}  {}", migration.version, migration.description)?;
     }
+    answer(&text)?;
     let broken = migrations.iter().any(|migration| migration.state == State::Changed);
     Ok(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -96,45 +108,47 @@ pub async fn migrate(action: &Migrate, config: &Config) -> anyhow::Result<ExitCo
 /// Runs `check`.
 ///
 /// # Errors
-/// None; the signature is that of the other commands.
+/// Standard output that cannot be written, a full disk behind it for one.
 pub fn check(config: &Config) -> anyhow::Result<ExitCode> {
     let findings = config::production_findings(config);
+    let mut text = String::new();
     for finding in &findings {
         let grade = match finding.grade {
             Grade::Pass => "pass",
             Grade::Warn => "WARN",
             Grade::Fail => "FAIL",
         };
-        println!("{grade}  {}: {}", finding.rule, finding.found);
+        writeln!(text, "{grade}  {}: {}", finding.rule, finding.found)?;
         if finding.grade != Grade::Pass {
-            println!("      fix: {}", finding.fix);
+            writeln!(text, "      fix: {}", finding.fix)?;
         }
     }
     let failed = findings.iter().filter(|finding| finding.grade == Grade::Fail).count();
-    println!("{failed} of {} rules fail", findings.len());
+    writeln!(text, "{failed} of {} rules fail", findings.len())?;
+    answer(&text)?;
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Runs `config`.
 ///
 /// # Errors
-/// None that a user can cause.
+/// As [`check`].
 pub fn config(loaded: &Loaded, json: bool) -> anyhow::Result<ExitCode> {
     let entries = loaded.explain();
-    if json {
-        println!("{}", serde_json::to_string_pretty(&entries)?);
+    answer(&if json {
+        serde_json::to_string_pretty(&entries)? + "\n"
     } else {
-        print!("{}", config::table(&entries));
-    }
+        config::table(&entries)
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Runs `openapi`.
 ///
 /// # Errors
-/// None that a user can cause.
+/// As [`check`].
 pub fn openapi(config: &Config) -> anyhow::Result<ExitCode> {
-    println!("{}", app::openapi(config.server.public_url.as_deref()).to_pretty_json()?);
+    answer(&(app::openapi(config.server.public_url.as_deref()).to_pretty_json()? + "\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -215,13 +215,14 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-/// Whether a database code says "not now": PostgreSQL's connection (08), resource (53) and
-/// operator (57, the statement timeout among them) classes, serialization, deadlock and lock
-/// timeouts, a promotion (25006); SQLite's BUSY and LOCKED with their extended forms.
+/// Whether a database code says "not now": PostgreSQL's connection (08), log-in (28, a password
+/// being changed; 3D, a database being restored), resource (53) and operator (57, the statement
+/// timeout among them) classes, serialization, deadlock and lock timeouts, a promotion (25006);
+/// SQLite's BUSY and LOCKED with their extended forms.
 fn passing(code: &str) -> bool {
     match code {
         "25006" | "40001" | "40P01" | "55P03" => true,
-        _ if code.len() == 5 => matches!(&code[..2], "08" | "53" | "57"),
+        _ if code.len() == 5 => matches!(&code[..2], "08" | "28" | "3D" | "53" | "57"),
         _ => code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6)),
     }
 }
@@ -240,14 +241,7 @@ impl Failure {
 
     /// The causes, outermost first, for the log.
     pub fn causes(&self) -> Option<String> {
-        let mut text = self.error.cause()?.to_string();
-        let mut next = self.error.cause()?.source();
-        while let Some(cause) = next {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            next = cause.source();
-        }
-        Some(text)
+        self.error.cause().map(|cause| chain(cause))
     }
 
     /// The document for a request to `instance` with the id `request_id`.
@@ -306,6 +300,22 @@ pub struct Problem {
     errors: Vec<FieldError>,
 }
 
+/// An error with what caused it, outermost first. One that repeats its cause, as sqlx's do, is
+/// not made to say it twice.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         Failure::new(self).into_response()
@@ -350,7 +360,11 @@ mod tests {
 
     #[test]
     fn a_busy_database_is_a_503_and_a_broken_query_a_500() {
-        assert!(["57014", "53300", "08006", "40P01", "5", "261", "6"].into_iter().all(passing));
+        assert!(
+            ["57014", "53300", "08006", "28P01", "3D000", "40P01", "5", "261", "6"]
+                .into_iter()
+                .all(passing)
+        );
         assert!(!["42P01", "23502", "1", "2067"].into_iter().any(passing));
     }
 

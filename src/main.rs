@@ -9,6 +9,7 @@ use clap::Parser;
 use plinth::app::App;
 use plinth::cli::{self, Cli, Command};
 use plinth::config::{self, Config, Loaded, Sources};
+use plinth::error::chain;
 use plinth::health::{COMMIT, Health, VERSION};
 use plinth::server::{Server, Shutdown};
 use plinth::state::AppState;
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
         }
     };
     run(cli.command.unwrap_or(Command::Serve), loaded).unwrap_or_else(|error| {
-        eprintln!("{}: {error:#}", env!("CARGO_PKG_NAME"));
+        eprintln!("{}: {}", env!("CARGO_PKG_NAME"), chain(error.as_ref()));
         ExitCode::FAILURE
     })
 }

@@ -32,7 +32,9 @@ async fn sqlite(config: &DatabaseConfig) -> anyhow::Result<Db> {
         .connect_with(options.clone().create_if_missing(true))
         .await
         .with_context(|| format!("cannot open the SQLite database {}", config.url))?;
-    let readers = options.read_only(true);
+    // A reader cannot optimize, and sqlx does not wait for a connection whose closing fails: it
+    // would outlive the writer, and leave its log (-wal) beside the database.
+    let readers = options.read_only(true).optimize_on_close(false, None);
     Ok(Db {
         writer: Engine::Sqlite(writer),
         reader: Engine::Sqlite(pool_options(config).connect_lazy_with(readers.clone())),
@@ -114,6 +116,8 @@ pub(super) fn untimed_postgres_options(
     let options = PgConnectOptions::from_str(url.expose())
         .with_context(|| format!("{url} is not a PostgreSQL URL"))?
         .application_name(env!("CARGO_PKG_NAME"))
+        // Or every start would log that the table of migrations exists already.
+        .options([("client_min_messages", "warning")])
         .statement_cache_capacity(config.statement_cache_capacity);
     Ok(match &config.password {
         Some(password) => options.password(password.expose()),

@@ -36,6 +36,10 @@ where
             metadata.level(),
             metadata.target(),
         )?;
+        // sqlx's queries come without one, at debug.
+        if metadata.fields().field("message").is_none() {
+            writer.write_str(r#","message":"""#)?;
+        }
         JsonFields.format_fields(writer.by_ref(), event)?;
         for span in context.event_scope().into_iter().flatten() {
             if let Some(fields) = span.extensions().get::<FormattedFields<JsonFields>>() {

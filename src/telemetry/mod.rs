@@ -5,6 +5,9 @@ pub mod panic;
 pub mod sentry;
 
 use std::io::IsTerminal;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use tracing_subscriber::Layer;
@@ -19,7 +22,25 @@ use json::{JsonFields, JsonLine};
 /// Keeps telemetry going. Dropping it sends what is still waiting, for at most two seconds.
 #[must_use = "dropping it ends telemetry"]
 pub struct Telemetry {
-    _sentry: Option<::sentry::ClientInitGuard>,
+    sentry: Option<::sentry::ClientInitGuard>,
+}
+
+/// Longest the exit waits for what Sentry has not taken yet.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Drop for Telemetry {
+    /// On a thread of its own, left behind when time is up: Sentry's own limit ends its wait for
+    /// the queue, but then it joins a thread that may be in the middle of a request without one.
+    fn drop(&mut self) {
+        let Some(guard) = self.sentry.take() else { return };
+        let (flushed, done) = mpsc::channel();
+        thread::spawn(move || {
+            drop(guard);
+            flushed.send(())
+        });
+        // An error is that time is up.
+        let _ = done.recv_timeout(FLUSH_TIMEOUT);
+    }
 }
 
 /// Starts logs and Sentry, and turns panics into log lines. Call it once, before the runtime:
@@ -43,5 +64,5 @@ pub fn init(config: &Config) -> anyhow::Result<Telemetry> {
         .with(guard.is_some().then(sentry::layers))
         .try_init()?;
     panic::install_hook();
-    Ok(Telemetry { _sentry: guard })
+    Ok(Telemetry { sentry: guard })
 }
