@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::{Parser, Subcommand};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -166,6 +166,13 @@ pub fn healthcheck(config: &ServerConfig) -> anyhow::Result<ExitCode> {
         Some(_) => ask(StreamOwned::new(loopback_tls(address.ip())?, tcp)),
         None => ask(tcp),
     };
+    let answer = answer.map_err(|error| match error.kind() {
+        // What a socket calls its timeout says nothing of time.
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            anyhow!("it takes longer than {HEALTHCHECK_TIMEOUT:?}")
+        }
+        _ => error.into(),
+    });
     match answer.with_context(|| format!("no answer from {address}"))?.get(9..12) {
         Some("200") => Ok(ExitCode::SUCCESS),
         Some(status) => bail!("not ready: {status} from {address}"),

@@ -122,11 +122,11 @@ async fn healthcheck_asks_whether_it_is_ready() {
     let folder = Folder::new();
     let (process, url) = folder.serve([]).await;
     let port = url.rsplit_once(':').unwrap().1;
-    let ready = folder.run(&["healthcheck"], [("PORT", port)]).await;
+    let ready = folder.healthcheck([("PORT", port)]).await;
     assert_eq!((ready.code, ready.text().trim()), (Some(0), ""));
     process.stop().await;
 
-    let gone = folder.run(&["healthcheck"], [("PORT", port)]).await;
+    let gone = folder.healthcheck([("PORT", port)]).await;
     assert_eq!((gone.code, gone.err.len()), (Some(1), 1), "{gone:#?}");
     assert!(gone.err[0].contains("nothing answers at 127.0.0.1:"), "{gone:#?}");
 }
@@ -141,6 +141,7 @@ async fn healthcheck_gives_up_on_what_never_answers() {
     assert!(start.elapsed() < Duration::from_secs(12));
     assert_eq!((ended.code, ended.err.len()), (Some(1), 1), "{ended:#?}");
     assert!(ended.err[0].contains("no answer from"), "{ended:#?}");
+    assert!(ended.err[0].ends_with("it takes longer than 2s"), "{ended:#?}");
 }
 
 #[tokio::test]
@@ -149,10 +150,10 @@ async fn healthcheck_speaks_tls() {
     write_pair(folder.path());
     let (_process, url) = folder.serve(TLS).await;
     let port = url.strip_prefix("https://127.0.0.1:").expect("it says https");
-    let ended = folder.run(&["healthcheck"], TLS.into_iter().chain([("PORT", port)])).await;
+    let ended = folder.healthcheck(TLS.into_iter().chain([("PORT", port)])).await;
     assert_eq!((ended.code, ended.text().trim()), (Some(0), ""));
     // Without the certificate's settings it speaks plain HTTP to a TLS port.
-    let plain = folder.run(&["healthcheck"], [("PORT", port)]).await;
+    let plain = folder.healthcheck([("PORT", port)]).await;
     assert_eq!((plain.code, plain.err.len()), (Some(1), 1), "{plain:#?}");
 }
 

@@ -53,7 +53,7 @@ async fn the_pre_stop_delay_refuses_readiness_and_serves_on_until_a_second_signa
     }
 
     let port = url.rsplit_once(':').unwrap().1;
-    let asked = folder.run(&["healthcheck"], [("PORT", port)]).await;
+    let asked = folder.healthcheck([("PORT", port)]).await;
     assert_eq!(asked.code, Some(1));
     assert!(asked.err[0].contains("not ready: 503"), "{asked:#?}");
 

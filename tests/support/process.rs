@@ -82,6 +82,23 @@ impl Folder {
     ) -> Ended {
         Process::spawn(&mut self.plinth(arguments, variables)).ended().await
     }
+
+    /// Runs `healthcheck`. It gives up after two seconds, which a busy machine may need, so that
+    /// alone is asked again.
+    pub async fn healthcheck<'a>(
+        &self,
+        variables: impl IntoIterator<Item = (&'a str, &'a str)> + Clone,
+    ) -> Ended {
+        let answered = async {
+            loop {
+                let ended = self.run(&["healthcheck"], variables.clone()).await;
+                if !ended.text().contains("takes longer than") {
+                    return ended;
+                }
+            }
+        };
+        timeout(PATIENCE, answered).await.expect("healthcheck gets no answer")
+    }
 }
 
 impl Drop for Folder {
