@@ -32,7 +32,9 @@ async fn sqlite(config: &DatabaseConfig) -> anyhow::Result<Db> {
         .connect_with(options.clone().create_if_missing(true))
         .await
         .with_context(|| format!("cannot open the SQLite database {}", config.url))?;
-    let readers = options.read_only(true);
+    // A reader cannot optimise: trying fails, and leaves its connection to close some time later,
+    // after the writer, which then does not write its log back.
+    let readers = options.read_only(true).optimize_on_close(false, None);
     Ok(Db {
         writer: Engine::Sqlite(writer),
         reader: Engine::Sqlite(pool_options(config).connect_lazy_with(readers.clone())),
