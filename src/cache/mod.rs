@@ -210,3 +210,17 @@ impl Cache {
 fn jittered(ttl: Duration) -> Duration {
     ttl.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_differ_by_a_tenth_at_most() {
+        let ttl = Duration::from_secs(100);
+        let ages: Vec<_> = (0..1000).map(|_| jittered(ttl)).collect();
+        let (least, most) = (ages.iter().min().unwrap(), ages.iter().max().unwrap());
+        assert!(*least >= ttl.mul_f64(0.9) && *most <= ttl.mul_f64(1.1), "{least:?} to {most:?}");
+        assert!(*least < ttl.mul_f64(0.95) && *most > ttl.mul_f64(1.05), "{least:?} to {most:?}");
+    }
+}
