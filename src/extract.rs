@@ -161,12 +161,14 @@ impl<S: Send + Sync, T> FromRequest<S> for MergePatch<T> {
     }
 }
 
-/// The schema of `T` with nothing required.
+/// The schema of `T` with nothing required. The patch of a `PlanInput` is a `PlanPatch`.
 impl<T: ToSchema> PartialSchema for MergePatch<T> {
     fn schema() -> RefOr<Schema> {
         let mut schema = T::schema();
         if let RefOr::T(Schema::Object(object)) = &mut schema {
             object.required.clear();
+            object.description =
+                Some("What changes; `null` removes, and what is left out stays.".into());
         }
         schema
     }
@@ -174,7 +176,7 @@ impl<T: ToSchema> PartialSchema for MergePatch<T> {
 
 impl<T: ToSchema> ToSchema for MergePatch<T> {
     fn name() -> std::borrow::Cow<'static, str> {
-        format!("{}Patch", T::name()).into()
+        format!("{}Patch", T::name().trim_end_matches("Input")).into()
     }
 
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
