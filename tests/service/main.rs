@@ -1,11 +1,11 @@
 //! The service as its clients know it: the real router over the real stack.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test may panic, and so may its helpers"
-)]
+#![expect(clippy::unwrap_used, reason = "a test may panic, and so may its helpers")]
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod errors;
+mod health;
+mod http;
+mod openapi;
 mod plans;
