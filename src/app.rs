@@ -66,10 +66,16 @@ pub fn router(state: AppState, config: &Config) -> Router {
     api::finish(&mut document, config.server.public_url.as_deref());
     let router = routes
         .with_state(state)
-        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
+        .merge(docs(document))
         .fallback(async || Error::NotFound("route"))
         .method_not_allowed_fallback(async || Error::MethodNotAllowed);
     middleware::wrap(router, config)
+}
+
+/// The document, and the page that shows it. The page is not to ask a validator elsewhere.
+fn docs(document: OpenApi) -> SwaggerUi {
+    let page = utoipa_swagger_ui::Config::default().validator_url("none");
+    SwaggerUi::new("/docs").config(page).url("/openapi.json", document)
 }
 
 /// The API document.

@@ -215,14 +215,14 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-/// Whether a database code says "not now": PostgreSQL's connection (08), log-in (28, a password
-/// being changed; 3D, a database being restored), resource (53) and operator (57, the statement
-/// timeout among them) classes, serialization, deadlock and lock timeouts, a promotion (25006);
-/// SQLite's BUSY and LOCKED with their extended forms.
+/// Whether a database code says "not now": PostgreSQL's connection (08), resource (53) and
+/// operator (57, the statement timeout among them) classes, serialization, deadlock and lock
+/// timeouts, a promotion (25006), a new connection refused (28, 3D000; 55000 where the database
+/// is closed for maintenance); SQLite's BUSY and LOCKED with their extended forms.
 fn passing(code: &str) -> bool {
     match code {
-        "25006" | "40001" | "40P01" | "55P03" => true,
-        _ if code.len() == 5 => matches!(&code[..2], "08" | "28" | "3D" | "53" | "57"),
+        "25006" | "3D000" | "40001" | "40P01" | "55000" | "55P03" => true,
+        _ if code.len() == 5 => matches!(&code[..2], "08" | "28" | "53" | "57"),
         _ => code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6)),
     }
 }
@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn a_busy_database_is_a_503_and_a_broken_query_a_500() {
         assert!(
-            ["57014", "53300", "08006", "28P01", "3D000", "40P01", "5", "261", "6"]
+            ["57014", "53300", "08006", "28P01", "3D000", "55000", "40P01", "5", "261", "6"]
                 .into_iter()
                 .all(passing)
         );

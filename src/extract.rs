@@ -7,13 +7,15 @@ use std::error::Error as StdError;
 use axum::extract::path::ErrorKind;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::HeaderMap;
+use axum::http::header::IF_MATCH;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use garde::Validate;
 use headers::{ETag, HeaderMapExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
 use utoipa::openapi::RefOr;
@@ -24,9 +26,26 @@ use crate::error::{Error, FieldError, Result};
 
 /// A JSON body in, or out. In: 400 for what is not JSON, 415 for what does not say it is, 422
 /// with a pointer for what does not fit `T`.
-#[derive(Debug, Clone, Copy, FromRequest)]
-#[from_request(via(axum::Json), rejection(Error))]
+#[derive(Debug, Clone, Copy)]
 pub struct Json<T>(pub T);
+
+impl<S, T> FromRequest<S> for Json<T>
+where
+    S: Send + Sync,
+    T: DeserializeOwned,
+{
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        // In two steps, whether it is JSON and whether it fits: asked for an enum, serde_json
+        // calls a number bad syntax.
+        let axum::Json(text) = axum::Json::<Box<RawValue>>::from_request(request, state).await?;
+        let mut json = serde_json::Deserializer::from_str(text.get());
+        let input = serde_path_to_error::deserialize(&mut json)
+            .map_err(|error| Error::Invalid(vec![misfit(error.path(), error.inner())]))?;
+        Ok(Self(input))
+    }
+}
 
 impl<T: Serialize> IntoResponse for Json<T> {
     fn into_response(self) -> Response {
@@ -89,15 +108,19 @@ impl IfMatch {
 
     /// The header where it may be left out.
     pub fn optional(headers: &HeaderMap) -> Result<Option<Self>> {
-        match headers.typed_try_get() {
-            Ok(found) => Ok(found.map(Self)),
-            Err(_) => Err(Error::malformed(
-                "header/if-match",
-                "INVALID_VALUE",
-                "If-Match takes * or ETags in quotes",
-            )),
+        if headers.get_all(IF_MATCH).iter().all(lists_etags) {
+            return Ok(headers.typed_get().map(Self));
         }
+        let takes = "If-Match takes * or ETags in quotes";
+        Err(Error::malformed("header/if-match", "INVALID_VALUE", takes))
     }
+}
+
+/// `headers` takes anything, and then nothing matches. (An ETag may hold a comma; none of ours
+/// does.)
+fn lists_etags(value: &HeaderValue) -> bool {
+    let is_etag = |tag: &str| tag.trim().parse::<ETag>().is_ok();
+    value.to_str().is_ok_and(|value| value.trim() == "*" || value.split(',').all(is_etag))
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
@@ -138,12 +161,14 @@ impl<S: Send + Sync, T> FromRequest<S> for MergePatch<T> {
     }
 }
 
-/// The schema of `T` with nothing required.
+/// The schema of `T` with nothing required. The patch of a `PlanInput` is a `PlanPatch`.
 impl<T: ToSchema> PartialSchema for MergePatch<T> {
     fn schema() -> RefOr<Schema> {
         let mut schema = T::schema();
         if let RefOr::T(Schema::Object(object)) = &mut schema {
             object.required.clear();
+            object.description =
+                Some("What changes; `null` removes, and what is left out stays.".into());
         }
         schema
     }
@@ -151,7 +176,7 @@ impl<T: ToSchema> PartialSchema for MergePatch<T> {
 
 impl<T: ToSchema> ToSchema for MergePatch<T> {
     fn name() -> std::borrow::Cow<'static, str> {
-        format!("{}Patch", T::name()).into()
+        format!("{}Patch", T::name().trim_end_matches("Input")).into()
     }
 
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
@@ -161,22 +186,15 @@ impl<T: ToSchema> ToSchema for MergePatch<T> {
 
 impl From<JsonRejection> for Error {
     fn from(rejection: JsonRejection) -> Self {
-        type Misfit = serde_path_to_error::Error<serde_json::Error>;
-        match rejection {
+        match &rejection {
             JsonRejection::MissingJsonContentType(_) => {
                 Self::UnsupportedMediaType("application/json")
             }
-            rejection => match find::<Misfit>(&rejection) {
-                Some(error) if error.inner().is_data() => {
-                    Self::Invalid(vec![misfit(error.path(), error.inner())])
-                }
-                Some(error) => Self::malformed(
-                    "",
-                    "INVALID_JSON",
-                    format!("the body is not JSON: {}", error.inner()),
-                ),
-                None => body_error(&rejection),
-            },
+            JsonRejection::JsonSyntaxError(error) => {
+                let why = error.source().map(ToString::to_string).unwrap_or_default();
+                Self::malformed("", "INVALID_JSON", format!("the body is not JSON: {why}"))
+            }
+            rejection => body_error(rejection),
         }
     }
 }
@@ -210,10 +228,10 @@ impl From<PathRejection> for Error {
 }
 
 /// Why a body could not be read to its end.
-fn body_error(error: &(dyn StdError + 'static)) -> Error {
-    if find::<http_body_util::LengthLimitError>(error).is_some() {
+fn body_error(rejection: &JsonRejection) -> Error {
+    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
         Error::BodyTooLarge
-    } else if find::<tower_http::timeout::TimeoutError>(error).is_some() {
+    } else if find::<tower_http::timeout::TimeoutError>(rejection).is_some() {
         Error::BodyTimeout
     } else {
         Error::malformed("", "UNREADABLE_BODY", "the body broke off before its end")
@@ -242,7 +260,10 @@ fn broken_rules(place: &str, report: &garde::Report) -> Vec<FieldError> {
 /// is missing or unknown; the pointer is to name that member.
 fn misfit(path: &serde_path_to_error::Path, error: &dyn std::fmt::Display) -> FieldError {
     let text = error.to_string();
-    let text = text.split_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+    let text = match text.split_once(" at line ").map_or(text.as_str(), |(what, _)| what) {
+        "expected value" => "invalid type: expected the name of a variant",
+        text => text,
+    };
     let code = match text.split(' ').next() {
         Some("missing") => "MISSING_FIELD",
         Some("unknown") if text.starts_with("unknown field") => "UNKNOWN_FIELD",
@@ -252,10 +273,10 @@ fn misfit(path: &serde_path_to_error::Path, error: &dyn std::fmt::Display) -> Fi
     };
     let mut pointer = pointer(path);
     if code.ends_with("_FIELD")
-        && let Some(member) = text.split('`').nth(1)
+        && let Some(member) = text.split('`').nth(1).map(escape)
         && !pointer.ends_with(&format!("/{member}"))
     {
-        pointer = format!("{pointer}/{}", escape(member));
+        pointer = format!("{pointer}/{member}");
     }
     FieldError::new(pointer, code, text)
 }

@@ -1,5 +1,6 @@
 //! The API document: what the routes do not say themselves, said once for all of them.
 
+use axum::http::StatusCode;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::{
     ContentBuilder, HeaderBuilder, InfoBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, Ref, RefOr,
@@ -68,11 +69,24 @@ fn finish_operation(operation: &mut Operation) {
 }
 
 fn finish_response(status: &str, response: &mut Response) {
-    let request_id = HeaderBuilder::new()
-        .description(Some("The request's id: the caller's, if it sent one, else one made here"))
-        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
-        .build();
-    response.headers.insert("X-Request-Id".into(), RefOr::T(request_id));
+    let mut header = |name: &str, kind, description| {
+        let schema = ObjectBuilder::new().schema_type(kind);
+        let header = HeaderBuilder::new().description(Some(description)).schema(Some(schema));
+        response.headers.insert(name.into(), RefOr::T(header.build()));
+    };
+    header(
+        "X-Request-Id",
+        Type::String,
+        "The request's id: the caller's, if it sent one, else one made here",
+    );
+    if status == "503" && response.content.is_empty() {
+        header("Retry-After", Type::Integer, "Seconds after which to try again");
+    }
+    if response.description.is_empty() {
+        let status = status.parse().ok().and_then(|code| StatusCode::from_u16(code).ok());
+        let reason = status.and_then(|status| status.canonical_reason());
+        response.description = reason.unwrap_or_default().into();
+    }
     if status.starts_with(['4', '5']) && response.content.is_empty() {
         let problem = Ref::from_schema_name(Problem::name());
         let content = ContentBuilder::new().schema(Some(problem)).build();

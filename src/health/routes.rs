@@ -16,6 +16,7 @@ use crate::extract::Json;
 
 /// What a probe answers.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"phase": "serving", "failing": []}))]
 struct Probe {
     phase: Phase,
     /// The critical dependencies that are down.
@@ -28,6 +29,7 @@ struct HealthReport {
     ready: bool,
     phase: Phase,
     checks: BTreeMap<&'static str, CheckOutcome>,
+    #[schema(example = "sqlite")]
     database: &'static str,
     pools: BTreeMap<&'static str, PoolStatus>,
     cache: Store,

@@ -53,10 +53,10 @@ pub fn wrap(router: Router, config: &Config) -> Router {
             .layer(from_fn(problem::problem))
             // Around CORS, whose preflight answers deserve them too.
             .layer(from_fn_with_state(security, security_headers::security_headers))
-            // Inside the headers, so that a 500 has them; outside all that might panic.
-            .layer(from_fn(panic::catch))
-            // Outside the limits, so that a browser may read a refusal.
+            // Outside the limits and the panics, so that a browser may read a refusal.
             .layer(cors::layer(&config.cors))
+            // Inside all that a 500 needs; outside all that might panic.
+            .layer(from_fn(panic::catch))
             // Outside the timeout, which is for the handler's work.
             .layer(CompressionLayer::new().compress_when(compressible))
             .layer(TimeoutLayer::with_status_code(

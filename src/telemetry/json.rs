@@ -73,8 +73,9 @@ struct Visitor<'writer> {
 
 impl Visitor<'_> {
     fn write(&mut self, field: &Field, value: impl Into<Value>) {
-        // Records of the `log` crate carry their origin in fields of their own.
-        if self.outcome.is_ok() && !field.name().starts_with("log.") {
+        // Records of the `log` crate have the target `log`; of their origin, `log.target` is enough.
+        let place = matches!(field.name(), "log.module_path" | "log.file" | "log.line");
+        if self.outcome.is_ok() && !place {
             self.outcome = write!(self.writer, r#","{}":{}"#, field.name(), value.into());
         }
     }

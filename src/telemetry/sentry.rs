@@ -1,8 +1,14 @@
 //! Sentry: one event for each 5xx, panic and error in the background; none for a 4xx.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use sentry::integrations::tracing::{BreadcrumbLayer, ErrorLayer};
 use sentry::protocol::{Event, Exception};
-use sentry::{ClientInitGuard, ClientOptions, Level};
+use sentry::transports::ReqwestHttpTransportOptions;
+use sentry::{
+    ClientInitGuard, ClientOptions, Level, Transport, TransportFactory, TransportOptions,
+};
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer;
@@ -15,6 +21,9 @@ use crate::error::Failure;
 /// The target of access log lines: Sentry takes a failed request from [`report`], which knows
 /// more, and lines with client addresses make no breadcrumbs.
 pub const ACCESS: &str = concat!(env!("CARGO_CRATE_NAME"), "::access");
+
+/// Longest one event may take to send.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What an event says of the request that failed.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +40,7 @@ pub(super) fn init(config: &Config) -> anyhow::Result<Option<ClientInitGuard>> {
     // The parser's error would repeat the DSN.
     options.dsn =
         Some(dsn.expose().parse().map_err(|_| anyhow::anyhow!("SENTRY_DSN is not a Sentry DSN"))?);
+    options.transport = Some(Arc::new(BoundedTransport));
     let environment = config.sentry.environment.clone();
     let environment = environment.unwrap_or_else(|| config.env.as_str().to_owned());
     let release = concat!(env!("CARGO_PKG_NAME"), "@", env!("CARGO_PKG_VERSION"));
@@ -41,6 +51,17 @@ pub(super) fn init(config: &Config) -> anyhow::Result<Option<ClientInitGuard>> {
             .sample_rate(config.sentry.sample_rate)
             .send_default_pii(false),
     )))
+}
+
+/// Sentry's own HTTP transport, which by itself would wait for ever on a server that takes an event
+/// and never answers, and send no other.
+struct BoundedTransport;
+
+impl TransportFactory for BoundedTransport {
+    fn create_transport_with_options(&self, options: TransportOptions) -> Arc<dyn Transport> {
+        let client = reqwest::Client::builder().timeout(SEND_TIMEOUT).build().unwrap_or_default();
+        Arc::new(ReqwestHttpTransportOptions::from(options).with_client(client).build())
+    }
 }
 
 pub(super) fn layers<S>() -> impl Layer<S>

@@ -10,4 +10,8 @@ mod support;
 
 mod cache;
 mod database;
+mod errors;
+mod health;
+mod http;
+mod openapi;
 mod plans;

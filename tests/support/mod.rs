@@ -5,10 +5,15 @@
 
 pub mod redis;
 
+use std::convert::Infallible;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Once;
 use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::http::Request;
+use axum::response::Response;
 
 use plinth::app::App;
 use plinth::config::{Config, Environment, SecretUrl};
@@ -18,6 +23,7 @@ use plinth::state::AppState;
 use reqwest::{Method, RequestBuilder};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinHandle;
+use tower::Service;
 use url::Url;
 use uuid::Uuid;
 
@@ -46,36 +52,49 @@ pub struct TestApp {
     pub config: Config,
     pub client: reqwest::Client,
     pub shutdown: Shutdown,
+    pub database: TestDatabase,
     serving: JoinHandle<Drained>,
-    _database: TestDatabase,
 }
 
-/// Writes each test once and runs it on both engines, on an application of its own.
+/// Any service behind the real server. It stops when it is dropped.
+pub struct Served {
+    pub url: String,
+    serving: JoinHandle<Drained>,
+}
+
+/// Writes each test once and runs it on both engines, on an application of its own; `with` names a
+/// function that changes its configuration.
 ///
 /// ```ignore
 /// both_engines! {
 ///     async fn a_plan_is_found_again(app) { … }
+///     async fn a_full_pool_is_a_503(app with one_connection) { … }
 /// }
 /// ```
 #[macro_export]
 macro_rules! both_engines {
-    ($(async fn $name:ident($app:ident) $body:block)+) => {
-        both_engines!(@ sqlite Sqlite $(async fn $name($app) $body)+);
-        both_engines!(@ postgres Postgres $(async fn $name($app) $body)+);
+    ($(async fn $name:ident($app:ident $(with $change:path)?) $body:block)+) => {
+        both_engines!(@ sqlite Sqlite $(async fn $name($app $(with $change)?) $body)+);
+        both_engines!(@ postgres Postgres $(async fn $name($app $(with $change)?) $body)+);
     };
-    (@ $module:ident $engine:ident $(async fn $name:ident($app:ident) $body:block)+) => {
+    (@ $module:ident $engine:ident
+        $(async fn $name:ident($app:ident $(with $change:path)?) $body:block)+) => {
         mod $module {
             use super::*;
             $(
                 #[tokio::test(flavor = "multi_thread")]
                 async fn $name() {
                     let engine = $crate::support::Engine::$engine;
-                    let Some($app) = $crate::support::TestApp::start(engine).await else { return };
+                    let change = both_engines!(@ change $($change)?);
+                    let Some($app) = $crate::support::TestApp::start_with(engine, change).await
+                    else { return };
                     $body
                 }
             )+
         }
     };
+    (@ change) => { |_: &mut plinth::config::Config| {} };
+    (@ change $change:path) => { $change };
 }
 
 impl TestDatabase {
@@ -96,6 +115,21 @@ impl TestDatabase {
                 Some(Self { url: url.into(), remains: Remains::Database { admin, name } })
             }
         }
+    }
+}
+
+impl TestDatabase {
+    /// Closes a PostgreSQL database, as for maintenance: sessions end, and no new ones begin.
+    pub async fn close(&self) {
+        let Remains::Database { admin, name } = &self.remains else { panic!("only PostgreSQL") };
+        postgres(admin, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await;
+        let sessions = format!("FROM pg_stat_activity WHERE datname = '{name}'");
+        postgres(admin, &format!("SELECT pg_terminate_backend(pid) {sessions}")).await;
+    }
+
+    pub async fn reopen(&self) {
+        let Remains::Database { admin, name } = &self.remains else { panic!("only PostgreSQL") };
+        postgres(admin, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).await;
     }
 }
 
@@ -139,7 +173,7 @@ impl TestApp {
         app.open(state.clone(), &config);
         health.serving();
         let client = reqwest::Client::new();
-        Some(Self { url, state, config, client, shutdown, serving, _database: database })
+        Some(Self { url, state, config, client, shutdown, database, serving })
     }
 
     /// A request to `path` of the running application.
@@ -174,9 +208,40 @@ impl TestApp {
     }
 }
 
+impl Served {
+    pub fn start<S>(app: S, config: &Config) -> Self
+    where
+        S: Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>,
+        S: Clone + Send + 'static,
+    {
+        let server = Server::bind(&config.server).unwrap();
+        let url = format!("{}://{}", server.scheme(), server.address());
+        Self { url, serving: tokio::spawn(server.serve(app, Shutdown::new(), || {})) }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
 impl Drop for TestApp {
     fn drop(&mut self) {
         self.serving.abort();
+    }
+}
+
+/// Asks again until the answer is this status; far longer than it takes.
+pub async fn becomes(status: u16, ask: impl Fn() -> RequestBuilder) -> reqwest::Response {
+    let end = tokio::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        let answer = ask().send().await.unwrap();
+        if answer.status().as_u16() == status {
+            return answer;
+        }
+        assert!(tokio::time::Instant::now() < end, "{} is still {}", answer.url(), answer.status());
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

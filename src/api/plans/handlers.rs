@@ -6,9 +6,8 @@ use axum::response::{IntoResponse, Response};
 use headers::{CacheControl, HeaderMapExt, IfNoneMatch};
 use uuid::Uuid;
 
-use super::model::{Plan, PlanInput, PlanPatch, PlanQuery};
+use super::model::{Plan, PlanInput, PlanPage, PlanPatch, PlanQuery};
 use super::store;
-use crate::api::page::Page;
 use crate::cache::{Cache, Key};
 use crate::db::Db;
 use crate::error::{Error, Result};
@@ -21,7 +20,7 @@ use crate::extract::{IfMatch, Json, Path, Query, Valid};
     tag = "plans",
     params(PlanQuery),
     responses(
-        (status = 200, body = Page<Plan>, headers(
+        (status = 200, body = PlanPage, headers(
             ("Link" = String, description = "The next page, `rel=\"next\"`; absent on the last")
         )),
         (status = 400, description = "A parameter does not fit; `errors` names it"),
@@ -33,7 +32,7 @@ pub(super) async fn list(
     Valid(Query(query)): Valid<Query<PlanQuery>>,
 ) -> Result<Response> {
     let plans = store::list(&db, &query).await?;
-    Ok(Page::cut(plans, query.limit.into(), |plan| plan.id).answer(&uri))
+    Ok(PlanPage::cut(plans, query.limit.into(), |plan| plan.id).answer(&uri))
 }
 
 /// Creates a plan.

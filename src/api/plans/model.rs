@@ -8,6 +8,7 @@ use sqlx::FromRow;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use crate::api::page::Page;
 use crate::db;
 use crate::extract::MergePatch;
 
@@ -66,6 +67,9 @@ pub struct PlanInput {
     #[serde(default)]
     pub status: PlanStatus,
 }
+
+/// Some plans.
+pub type PlanPage = Page<Plan>;
 
 /// What a client says of a plan, in part.
 pub type PlanPatch = MergePatch<PlanInput>;
