@@ -13,10 +13,11 @@ use axum::routing::get;
 use bytes::Bytes;
 use bytesize::ByteSize;
 use chrono::DateTime;
+use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use plinth::config::{Config, Environment};
+use plinth::config::Config;
 use plinth::db::Db;
 use plinth::error::Result;
 use plinth::middleware;
@@ -28,7 +29,7 @@ use uuid::Uuid;
 
 use crate::both_engines;
 use crate::http::assert_secure;
-use crate::support::{Engine, Served, TestApp, becomes};
+use crate::support::{Engine, Served, TestApp, becomes, config};
 
 const BROWSER: &str = "https://app.example.com";
 
@@ -129,6 +130,9 @@ struct Operation {
     spec: Value,
 }
 
+/// An operation, and a path to ask it at.
+type Place<'a> = (&'a Operation, String);
+
 /// Every operation of a running application, asked for from a page of an allowed origin.
 struct Walk<'a> {
     app: &'a TestApp,
@@ -226,6 +230,12 @@ impl<'a> Walk<'a> {
         created.headers()["location"].to_str().unwrap().to_owned()
     }
 
+    /// Those that `fits`, each with a path at which there is something.
+    async fn places(&self, fits: impl Fn(&Operation) -> bool) -> Vec<Place<'_>> {
+        let those = stream::iter(self.those(fits));
+        those.then(async |operation| (operation, self.existing(operation).await)).collect().await
+    }
+
     fn resolve<'s>(&'s self, schema: &'s Value) -> &'s Value {
         match schema["$ref"].as_str() {
             Some(reference) => self.document.pointer(&reference[1..]).unwrap(),
@@ -273,13 +283,13 @@ fn open_to_a_browser(config: &mut Config) {
 
 fn impatient_with_bodies(config: &mut Config) {
     open_to_a_browser(config);
-    config.server.body_idle_timeout = Duration::from_millis(100);
+    config.server.body_idle_timeout = Duration::from_millis(300);
 }
 
 fn of_one_connection(config: &mut Config) {
     open_to_a_browser(config);
     config.database.max_connections = 1;
-    config.database.acquire_timeout = Duration::from_millis(200);
+    config.database.acquire_timeout = Duration::from_secs(1);
 }
 
 /// A body whose length nobody says beforehand, in pieces; it never ends unless `ends`.
@@ -513,14 +523,12 @@ both_engines! {
         // SQLite's readers are beside its one writer.
         let sqlite = app.state.db.engine() == "sqlite";
         let waits = |it: &Operation| !sqlite || it.method != Method::GET;
-        for operation in walk.those(|it| it.needs_the_database() && waits(it)) {
-            let path = walk.existing(operation).await;
-            let held = app.state.db.begin().await.unwrap();
-            let answer = walk.ask_rightly(operation, &path).send().await.unwrap();
-            assert_eq!(answer.headers()[RETRY_AFTER], "1");
-            assert_eq!(problem(answer, 503).await["code"], "UNAVAILABLE");
-            drop(held);
-            becomes_well(&walk, operation, &path).await;
+        let concerned = walk.places(|it| it.needs_the_database() && waits(it)).await;
+        let held = app.state.db.begin().await.unwrap();
+        join_all(concerned.iter().map(|place| unavailable(&walk, place))).await;
+        drop(held);
+        for place in &concerned {
+            becomes_well(&walk, place).await;
         }
     }
 
@@ -530,7 +538,7 @@ both_engines! {
             .route("/no-row", get(no_row))
             .route("/one-twice", get(one_twice))
             .route("/no-connection", get(no_connection));
-        let served = failing(router, app.state.db.clone()).await;
+        let served = failing(router, app.state.db.clone());
         assert_eq!(fails(&served, "/bad-query", 500).await["code"], "INTERNAL_ERROR");
         assert_eq!(fails(&served, "/no-row", 404).await["code"], "NOT_FOUND");
         assert_eq!(fails(&served, "/one-twice", 409).await["code"], "CONFLICT");
@@ -538,8 +546,15 @@ both_engines! {
     }
 }
 
+async fn unavailable(walk: &Walk<'_>, (operation, path): &Place<'_>) {
+    let answer = walk.ask_rightly(operation, path).send().await.unwrap();
+    assert_readable_by_a_browser(answer.headers());
+    assert_eq!(answer.headers()[RETRY_AFTER], "1");
+    assert_eq!(problem(answer, 503).await["code"], "UNAVAILABLE");
+}
+
 /// Succeeds again by itself.
-async fn becomes_well(walk: &Walk<'_>, operation: &Operation, path: &str) {
+async fn becomes_well(walk: &Walk<'_>, (operation, path): &Place<'_>) {
     let success = operation.spec["responses"].as_object().unwrap().keys().next().unwrap();
     becomes(success.parse().unwrap(), || walk.ask_rightly(operation, path)).await;
 }
@@ -552,33 +567,32 @@ async fn a_database_that_is_down_and_comes_back() {
     };
     let Some(app) = TestApp::start_with(Engine::Postgres, change).await else { return };
     let walk = Walk::of(&app).await;
-    let concerned = walk.those(Operation::needs_the_database);
-    let mut paths = Vec::new();
-    for operation in &concerned {
-        paths.push(walk.existing(operation).await);
-    }
+    let concerned = walk.places(Operation::needs_the_database).await;
 
     app.database.close().await;
-    for (operation, path) in concerned.iter().zip(&paths) {
-        let answer = walk.ask_rightly(operation, path).send().await.unwrap();
-        assert_readable_by_a_browser(answer.headers());
-        assert_eq!(answer.headers()[RETRY_AFTER], "1");
-        assert_eq!(problem(answer, 503).await["code"], "UNAVAILABLE");
+    for place in &concerned {
+        unavailable(&walk, place).await;
     }
     becomes(503, || app.get("/health/ready")).await;
 
     app.database.reopen().await;
     becomes(200, || app.get("/health/ready")).await;
-    for (operation, path) in concerned.iter().zip(&paths) {
-        becomes_well(&walk, operation, path).await;
+    for place in &concerned {
+        becomes_well(&walk, place).await;
     }
 }
 
 /// Handlers that fail as none of the service's own should, behind the layers they all have.
-async fn failing<S: Clone + Send + Sync + 'static>(router: Router<S>, state: S) -> Served {
-    let mut config = Config::defaults(Environment::Test);
-    config.server.port = 0;
-    config.server.request_timeout = Duration::from_millis(100);
+fn failing<S: Clone + Send + Sync + 'static>(router: Router<S>, state: S) -> Served {
+    failing_within(Duration::from_secs(60), router, state)
+}
+
+fn failing_within<S>(request_timeout: Duration, router: Router<S>, state: S) -> Served
+where
+    S: Clone + Send + Sync + 'static,
+{
+    let mut config = config("sqlite://never-opened");
+    config.server.request_timeout = request_timeout;
     open_to_a_browser(&mut config);
     Served::start(middleware::wrap(router.with_state(state), &config), &config)
 }
@@ -600,7 +614,7 @@ async fn a_handler_that_panics() {
         std::panic::panic_any(7);
     }
     let router = Router::new().route("/now", get(panics)).route("/later", get(panics_later));
-    let served = failing(router, ()).await;
+    let served = failing(router, ());
     for path in ["/now", "/later", "/now"] {
         assert_eq!(fails(&served, path, 500).await["code"], "INTERNAL_ERROR");
     }
@@ -609,7 +623,7 @@ async fn a_handler_that_panics() {
 #[tokio::test]
 async fn a_handler_that_takes_too_long() {
     let router = Router::new().route("/", get(std::future::pending::<()>));
-    let served = failing(router, ()).await;
+    let served = failing_within(Duration::from_millis(100), router, ());
     assert_eq!(fails(&served, "/", 504).await["code"], "TIMEOUT");
 }
 
@@ -618,7 +632,7 @@ async fn a_handler_that_answers_a_bare_status() {
     let router = Router::new()
         .route("/teapot", get(async || reqwest::StatusCode::IM_A_TEAPOT))
         .route("/text", get(async || (reqwest::StatusCode::BAD_GATEWAY, "hunter2 said no")));
-    let served = failing(router, ()).await;
+    let served = failing(router, ());
     assert_eq!(fails(&served, "/teapot", 418).await["code"], "I_M_A_TEAPOT");
     assert_eq!(fails(&served, "/text", 502).await["code"], "BAD_GATEWAY");
 }
