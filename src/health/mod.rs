@@ -47,6 +47,7 @@ pub struct CheckOutcome {
     pub critical: bool,
     /// How long the last run took.
     pub latency_ms: f64,
+    #[schema(required)]
     pub last_success: Option<DateTime<Utc>>,
 }
 

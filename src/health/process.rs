@@ -18,6 +18,7 @@ pub struct Process {
     pub commit: &'static str,
     pub uptime_seconds: u64,
     /// Resident memory; `null` where the system has no `/proc`.
+    #[schema(required)]
     pub memory_bytes: Option<u64>,
 }
 

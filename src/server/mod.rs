@@ -2,8 +2,8 @@
 //!
 //! The loop is ours, on hyper-util, because `axum::serve` has no bound on how long a request head
 //! may take, no cap on connections and no end to a drain: any one of those lets a client with one
-//! socket, or a deploy, hang. What each connection may do is in [`connection`], how long it may do
-//! nothing in [`watchdog`].
+//! socket, or a deploy, hang. What each connection may do is in `connection`, how long it may do
+//! nothing in `watchdog`.
 
 mod connection;
 mod signals;

@@ -20,7 +20,7 @@ pub struct Plan {
     pub id: Uuid,
     #[schema(example = "Spring launch")]
     pub name: String,
-    #[schema(example = "Everything for the launch in May")]
+    #[schema(required, example = "Everything for the launch in May")]
     pub description: Option<String>,
     #[schema(example = "2027-03-01")]
     pub start_date: NaiveDate,
