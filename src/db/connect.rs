@@ -2,13 +2,13 @@
 
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use sqlx::pool::{PoolConnectionMetadata, PoolOptions};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection, Database, PgConnection};
+use sqlx::{Connection, Database, PgConnection, SqlitePool};
 
 use super::{Db, Engine};
 use crate::config::{DatabaseConfig, SecretUrl};
@@ -16,6 +16,9 @@ use crate::config::{DatabaseConfig, SecretUrl};
 /// A pooled connection idle for longer is pinged before it is used. sqlx would ping before every
 /// use, a round trip a query; not at all would hand out what a restarted server had closed.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+
+const SQLITE_BUSY: &str = "5";
+const BUSY_RETRY: Duration = Duration::from_millis(20);
 
 pub(super) async fn connect(config: &DatabaseConfig) -> anyhow::Result<Db> {
     match config.url.scheme() {
@@ -27,9 +30,7 @@ pub(super) async fn connect(config: &DatabaseConfig) -> anyhow::Result<Db> {
 
 async fn sqlite(config: &DatabaseConfig) -> anyhow::Result<Db> {
     let options = sqlite_options(config)?;
-    let writer = pool_options::<sqlx::Sqlite>(config)
-        .max_connections(1)
-        .connect_with(options.clone().create_if_missing(true))
+    let writer = sqlite_writer(config, &options)
         .await
         .with_context(|| format!("cannot open the SQLite database {}", config.url))?;
     // A reader cannot optimize, and sqlx does not wait for a connection whose closing fails: it
@@ -43,6 +44,29 @@ async fn sqlite(config: &DatabaseConfig) -> anyhow::Result<Db> {
         ),
         config: Arc::new(config.clone()),
     })
+}
+
+/// Of processes that open a new database at once, one makes its log a WAL, and the others are told
+/// that it is locked: the one lock that `busy_timeout` does not wait for.
+async fn sqlite_writer(
+    config: &DatabaseConfig,
+    options: &SqliteConnectOptions,
+) -> sqlx::Result<SqlitePool> {
+    let start = Instant::now();
+    loop {
+        let writer = pool_options(config)
+            .max_connections(1)
+            .connect_with(options.clone().create_if_missing(true));
+        match writer.await {
+            Err(sqlx::Error::Database(error))
+                if error.code().as_deref() == Some(SQLITE_BUSY)
+                    && start.elapsed() < config.lock_timeout =>
+            {
+                tokio::time::sleep(BUSY_RETRY).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 async fn postgres(config: &DatabaseConfig) -> anyhow::Result<Db> {

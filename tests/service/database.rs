@@ -50,7 +50,14 @@ fn settings(database: &TestDatabase) -> DatabaseConfig {
     // The machine may be busy; what is to time out is set to where it is tested.
     let acquire_timeout = Duration::from_secs(30);
     let lock_timeout = Duration::from_secs(30);
-    DatabaseConfig { acquire_timeout, lock_timeout, ..config(&database.url).database }
+    // Nor is what a test is to find to be swept away meanwhile.
+    let idle_in_transaction_timeout = Duration::from_secs(3600);
+    DatabaseConfig {
+        acquire_timeout,
+        lock_timeout,
+        idle_in_transaction_timeout,
+        ..config(&database.url).database
+    }
 }
 
 async fn migrated(database: &TestDatabase) -> Db {
@@ -111,6 +118,25 @@ async fn given_up_after<T>(polls: u32, work: impl Future<Output = T>) -> Option<
 }
 
 both_databases! {
+    async fn a_begin_given_up_leaves_no_transaction_open(database) {
+        let db = migrated(&database).await;
+        for round in 0..20 {
+            let begins = (0..8).map(|_| async {
+                // One that got through is dropped at once: the others wait for its connection.
+                drop(given_up_after(1 + round % 4, db.begin()).await);
+            });
+            join_all(begins).await;
+            // Inside a forgotten transaction, what is written is not seen from outside.
+            let name = format!("round {round}");
+            for done in join_all((0..8).map(|_| insert(&db, &name))).await {
+                done.unwrap();
+            }
+            let outside = Db::connect(&settings(&database)).await.unwrap();
+            assert_eq!(count(&outside, &name).await, 8);
+            outside.close(Duration::from_secs(30)).await;
+        }
+    }
+
     async fn transactions_given_up_anywhere_leave_no_connection_inside_one(database) {
         let db = migrated(&database).await;
         let tasks = (0..240_u32).map(|round| {
@@ -220,7 +246,7 @@ both_databases! {
     async fn a_busy_pool_is_a_503_and_not_a_wait(database) {
         let settings = DatabaseConfig {
             max_connections: 1,
-            acquire_timeout: Duration::from_millis(300),
+            acquire_timeout: Duration::from_secs(2),
             ..settings(&database)
         };
         let db = Db::connect(&settings).await.unwrap();
@@ -230,7 +256,7 @@ both_databases! {
         assert_eq!(Error::from(error).status(), StatusCode::SERVICE_UNAVAILABLE);
         db.ping().await.unwrap();
         drop(held);
-        db.begin().await.unwrap();
+        until("it is free again", async || db.begin().await.is_ok()).await;
     }
 
     async fn migrations_that_race_are_applied_once(database) {
