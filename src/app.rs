@@ -78,10 +78,10 @@ fn docs(document: OpenApi) -> SwaggerUi {
     SwaggerUi::new("/docs").config(page).url("/openapi.json", document)
 }
 
-/// The API document.
-pub fn openapi(public_url: Option<&str>) -> OpenApi {
+/// The API document, the same wherever it is made: without `server.public_url`.
+pub fn openapi() -> OpenApi {
     let mut document = routes().into_openapi();
-    api::finish(&mut document, public_url);
+    api::finish(&mut document, None);
     document
 }
 

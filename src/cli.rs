@@ -147,8 +147,8 @@ pub fn config(loaded: &Loaded, json: bool) -> anyhow::Result<ExitCode> {
 ///
 /// # Errors
 /// As [`check`].
-pub fn openapi(config: &Config) -> anyhow::Result<ExitCode> {
-    answer(&(app::openapi(config.server.public_url.as_deref()).to_pretty_json()? + "\n"))?;
+pub fn openapi() -> anyhow::Result<ExitCode> {
+    answer(&(app::openapi().to_pretty_json()? + "\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 

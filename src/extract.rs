@@ -7,7 +7,7 @@ use std::error::Error as StdError;
 use axum::extract::path::ErrorKind;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::header::IF_MATCH;
+use axum::http::header::{CONTENT_TYPE, IF_MATCH};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -156,9 +156,21 @@ impl<S: Send + Sync, T> FromRequest<S> for MergePatch<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self> {
+        if !is_merge_patch(request.headers()) {
+            return Err(Error::UnsupportedMediaType(MERGE_PATCH));
+        }
         let Json(patch) = Json::from_request(request, state).await?;
         Ok(Self { patch, target: std::marker::PhantomData })
     }
+}
+
+const MERGE_PATCH: &str = "application/merge-patch+json";
+
+/// Plain JSON will do. Another `+json`, such as a JSON Patch (RFC 6902), means something else.
+fn is_merge_patch(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    [MERGE_PATCH, "application/json"].iter().any(|known| kind.eq_ignore_ascii_case(known))
 }
 
 /// The schema of `T` with nothing required. The patch of a `PlanInput` is a `PlanPatch`.

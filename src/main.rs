@@ -49,7 +49,7 @@ fn run(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
         }
         Command::Check => cli::check(&loaded.config),
         Command::Config { json } => cli::config(&loaded, json),
-        Command::Openapi => cli::openapi(&loaded.config),
+        Command::Openapi => cli::openapi(),
         Command::Healthcheck => cli::healthcheck(&loaded.config.server),
     }
 }

@@ -31,11 +31,19 @@ impl AppState {
         }
         let cache = Cache::connect(&config.cache).await?;
         let (checked_db, checked_cache) = (db.clone(), cache.clone());
+        let replica = db.has_replica().then(|| db.clone());
         let ping = move || {
             let db = checked_db.clone();
             async move { db.ping().await }
         };
         health.watch("database", true, ping).await;
+        if let Some(db) = replica {
+            let ping = move || {
+                let db = db.clone();
+                async move { db.ping_replica().await }
+            };
+            health.watch("replica", false, ping).await;
+        }
         health.watch("cache", false, move || std::future::ready(checked_cache.check())).await;
         Ok(Self { db, cache, health })
     }

@@ -7,14 +7,17 @@ use bytes::Bytes;
 
 const HEADER: usize = 16 + 16 + 8;
 
-/// How long tombstones and generations are kept: longer than any load and any entry.
-pub(super) const GRAVE: Duration = Duration::from_secs(7 * 86_400);
+/// How long a tombstone stays: longer than any load.
+const TOMBSTONE_TTL: Duration = Duration::from_secs(600);
+
+/// How long a space's generation stays: longer than any entry.
+const GENERATION_TTL: Duration = Duration::from_secs(7 * 86_400);
 
 /// Random, so that no two writes of a key look alike.
 pub(super) type Stamp = [u8; 16];
 
 /// What a lookup saw; storing is allowed only while that is still so.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Ticket {
     /// The stamp that was there, if anything was.
     pub(super) stamp: Option<Stamp>,
@@ -37,6 +40,11 @@ pub(super) struct Found {
 /// The key of a space's generation.
 pub(super) fn generation_of(space: &str) -> String {
     format!("{{{space}}}")
+}
+
+/// How long what is buried under this name stays so.
+pub(super) fn grave_ttl(name: &str) -> Duration {
+    if name.ends_with('}') { GENERATION_TTL } else { TOMBSTONE_TTL }
 }
 
 pub(super) fn read(

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -9,23 +10,32 @@ use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
+use super::entry::Ticket;
 use crate::db::inherit_usage;
 use crate::error::{Error, Result};
+use crate::telemetry::panic;
 
 type Outcome = Result<Option<Bytes>>;
 
 /// A load under way, which any number may await.
 pub(super) type Flight = Shared<BoxFuture<'static, Outcome>>;
 
+/// What is loaded, and what the lookup saw in its place: after a removal that is a tombstone, so
+/// nobody joins a load begun before.
+type Route = (String, Ticket);
+
+/// Longest a load may take; others wait for it, so it must end. Above a query's own timeouts.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(20);
+
 #[derive(Clone, Default)]
-pub(super) struct Flights(Arc<Mutex<HashMap<String, Flight>>>);
+pub(super) struct Flights(Arc<Mutex<HashMap<Route, Flight>>>);
 
 impl Flights {
-    /// Joins the load of `name`, or begins it with `load`; `keep` stores what came of it after
+    /// Joins the load on this route, or begins it with `load`; `keep` stores what came of it after
     /// those who wait have it.
     pub(super) fn join<K>(
         &self,
-        name: String,
+        route: Route,
         load: impl Future<Output = Outcome> + Send + 'static,
         keep: impl FnOnce(Bytes) -> K + Send + 'static,
     ) -> Flight
@@ -33,18 +43,23 @@ impl Flights {
         K: Future<Output = ()> + Send,
     {
         let mut flights = self.lock();
-        if let Some(flight) = flights.get(&name) {
+        if let Some(flight) = flights.get(&route) {
             return flight.clone();
         }
         let (tell, told) = oneshot::channel();
         let flight = told
-            .map(|outcome| outcome.unwrap_or_else(|_| Err(Error::internal("the load panicked"))))
+            .map(|outcome| outcome.unwrap_or_else(|_| Err(Error::internal("the load was dropped"))))
             .boxed()
             .shared();
-        flights.insert(name.clone(), flight.clone());
-        let landing = Landing { flights: self.clone(), name, flight: flight.clone() };
+        flights.insert(route.clone(), flight.clone());
+        let landing = Landing { flights: self.clone(), route, flight: flight.clone() };
         let task = async move {
-            let outcome = load.await;
+            let load = tokio::time::timeout(LOAD_TIMEOUT, panic::catch(load));
+            let outcome = match load.await {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(panicked)) => Err(Error::internal(panicked)),
+                Err(_) => Err(Error::Timeout),
+            };
             let body = outcome.as_ref().ok().cloned().flatten();
             // Nobody waits for a background refresh.
             let _ = tell.send(outcome);
@@ -57,16 +72,7 @@ impl Flights {
         flight
     }
 
-    /// Lets nobody join the load under way: what it reads may be older than a change just made.
-    pub(super) fn forget(&self, name: &str) {
-        self.lock().remove(name);
-    }
-
-    pub(super) fn forget_all(&self, prefix: &str) {
-        self.lock().retain(|name, _| !name.starts_with(prefix));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Flight>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Route, Flight>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -74,15 +80,15 @@ impl Flights {
 /// Takes a flight off the board when it ends, a panic included, unless it is another's by then.
 struct Landing {
     flights: Flights,
-    name: String,
+    route: Route,
     flight: Flight,
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
         let mut flights = self.flights.lock();
-        if flights.get(&self.name).is_some_and(|there| there.ptr_eq(&self.flight)) {
-            flights.remove(&self.name);
+        if flights.get(&self.route).is_some_and(|there| there.ptr_eq(&self.flight)) {
+            flights.remove(&self.route);
         }
     }
 }

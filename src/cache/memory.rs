@@ -10,7 +10,7 @@ use moka::ops::compute::Op;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
-use super::entry::{GRAVE, Ticket, generation_of, stamp_of, tombstone};
+use super::entry::{Ticket, generation_of, grave_ttl, stamp_of, tombstone};
 
 /// What moka and its bookkeeping take for an entry beside its bytes, roughly.
 const OVERHEAD: usize = 200;
@@ -78,7 +78,7 @@ impl Memory {
     }
 
     pub(super) fn bury(&self, name: &str) {
-        self.entries.insert(name.to_owned(), Entry { raw: tombstone(), ttl: GRAVE });
+        self.entries.insert(name.to_owned(), Entry { raw: tombstone(), ttl: grave_ttl(name) });
     }
 
     pub(super) fn clear(&self) {

@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::CacheConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, Failure, Result};
 use entry::{Found, Ticket};
 use flight::Flights;
 use memory::Memory;
@@ -75,8 +75,8 @@ impl Key {
         Self { ttl: Some(Ttl { soft, hard }), ..self }
     }
 
-    /// The braces make Redis Cluster keep a space in one slot, as reading an entry and its space's
-    /// generation at once needs.
+    /// Braces as Redis Cluster has them, around what is to share a slot: an entry and its space's
+    /// generation are read at once.
     fn name(&self) -> String {
         format!("{{{}}}:{}", self.space, self.id)
     }
@@ -116,10 +116,12 @@ impl Cache {
         if found.fresh && cached.is_some() {
             return Ok(cached);
         }
-        let flight = self.load(name, found.ticket, key.ttl.unwrap_or(self.0.ttl), load);
+        let ttl = key.ttl.unwrap_or(self.0.ttl);
         if cached.is_some() {
+            drop(self.load(name.clone(), found.ticket, ttl, renewal(name, load)));
             return Ok(cached);
         }
+        let flight = self.load(name, found.ticket, ttl, load);
         match flight.await? {
             Some(body) => serde_json::from_slice(&body).map(Some).map_err(Error::internal),
             None => Ok(None),
@@ -129,7 +131,6 @@ impl Cache {
     /// Forgets one entry, here and in Redis. Call it after the change has been committed.
     pub async fn remove(&self, key: &Key) {
         let name = key.name();
-        self.0.flights.forget(&name);
         self.0.memory.bury(&name);
         if let Some(redis) = &self.0.redis {
             redis.bury(name).await;
@@ -139,7 +140,6 @@ impl Cache {
     /// Forgets every entry of a space, in one step, however many there are.
     pub async fn remove_all(&self, space: &'static str) {
         let generation = entry::generation_of(space);
-        self.0.flights.forget_all(&format!("{{{space}}}:"));
         self.0.memory.bury(&generation);
         if let Some(redis) = &self.0.redis {
             redis.bury(generation).await;
@@ -183,14 +183,14 @@ impl Cache {
         F: Future<Output = Result<Option<T>>> + Send + 'static,
     {
         let cache = self.clone();
-        let stored_as = name.clone();
+        let (stored_as, route) = (name.clone(), (name, ticket.clone()));
         let body = async move {
             let Some(value) = load.await? else { return Ok(None) };
             Ok(Some(Bytes::from(serde_json::to_vec(&value).map_err(Error::internal)?)))
         };
         let keep =
             move |body: Bytes| async move { cache.keep(stored_as, &ticket, ttl, &body).await };
-        self.0.flights.join(name, body, keep)
+        self.0.flights.join(route, body, keep)
     }
 
     /// Keeps what was loaded, in the store where it was missing, unless that has changed since.
@@ -204,6 +204,14 @@ impl Cache {
             _ => self.0.memory.put(name, ticket, raw, hard),
         }
     }
+}
+
+/// A load for which nobody waits, and of whose failure nobody else would hear.
+async fn renewal<T>(name: String, load: impl Future<Output = Result<T>>) -> Result<T> {
+    load.await.inspect_err(|error| {
+        let cause = Failure::new(error.clone()).causes();
+        tracing::warn!(entry = name, code = %error.code(), cause, "a cached entry is not renewed");
+    })
 }
 
 /// `ttl` ±10 %, so that what was loaded together does not expire together.

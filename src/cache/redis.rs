@@ -16,7 +16,7 @@ use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::{AsyncCommands, RedisError, Script, SetExpiry, SetOptions};
 use deadpool_redis::{Connection, Pool, Runtime, Timeouts};
 
-use super::entry::{self, Found, GRAVE, Stamp, Ticket, new_stamp, tombstone};
+use super::entry::{self, Found, Stamp, Ticket, grave_ttl, new_stamp, tombstone};
 use super::memory::Memory;
 use crate::config::{CacheConfig, SecretUrl};
 
@@ -247,7 +247,7 @@ fn space_of(name: &str) -> Option<String> {
 }
 
 async fn bury(mut redis: MultiplexedConnection, key: String) -> Result<(), RedisError> {
-    let grave = SetOptions::default().with_expiration(SetExpiry::PX(milliseconds(GRAVE)));
+    let grave = SetOptions::default().with_expiration(SetExpiry::PX(milliseconds(grave_ttl(&key))));
     redis.set_options(key, &tombstone()[..], grave).await
 }
 

@@ -50,8 +50,8 @@ struct Rule {
 
 /// Kubernetes kills a pod this long after it asked it to stop, unless told otherwise.
 const KUBERNETES_GRACE: Duration = Duration::from_secs(30);
-/// For flushing telemetry after the drain.
-const FLUSH: Duration = Duration::from_secs(2);
+/// After the drain: half a second for what was cut, two for the pools, two for telemetry.
+const AFTER_DRAIN: Duration = Duration::from_millis(4500);
 
 const PRODUCTION: &[Rule] = &[
     Rule {
@@ -129,8 +129,8 @@ const PRODUCTION: &[Rule] = &[
         fix: "lower APP_SERVER__DRAIN_TIMEOUT, or raise terminationGracePeriodSeconds",
         judge: |config| {
             let ServerConfig { pre_stop_delay, drain_timeout, .. } = &config.server;
-            let stop = pre_stop_delay.saturating_add(*drain_timeout).saturating_add(FLUSH);
-            (stop <= KUBERNETES_GRACE, format!("{stop:?} with delay and flush"))
+            let stop = pre_stop_delay.saturating_add(*drain_timeout).saturating_add(AFTER_DRAIN);
+            (stop <= KUBERNETES_GRACE, format!("{stop:?} with all that precedes and follows it"))
         },
     },
     Rule {

@@ -30,7 +30,8 @@ pub struct ServerConfig {
     /// Longest pause between two pieces of a request body; longer is 408.
     #[serde(with = "humantime_serde")]
     pub body_idle_timeout: Duration,
-    /// Longest a whole request body may take to arrive; longer is 408.
+    /// Longest a whole request body may take to arrive; longer is 408. It is part of the request's
+    /// time, so it must be below `request_timeout`.
     #[serde(with = "humantime_serde")]
     pub body_timeout: Duration,
     /// Longest from the first byte of a request's head to its last, the TLS handshake and the
@@ -65,10 +66,10 @@ impl ServerConfig {
             port: 8080,
             public_url: None,
             trusted_proxies: Vec::new(),
-            request_timeout: Duration::from_secs(15),
-            body_limit: ByteSize::mib(2),
+            request_timeout: Duration::from_secs(30),
+            body_limit: ByteSize::kib(256),
             body_idle_timeout: Duration::from_secs(10),
-            body_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(20),
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(30),

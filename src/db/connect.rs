@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use sqlx::pool::{PoolConnectionMetadata, PoolOptions};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection, Database, PgConnection, SqlitePool};
 
@@ -16,6 +16,10 @@ use crate::config::{DatabaseConfig, SecretUrl};
 /// A pooled connection idle for longer is pinged before it is used. sqlx would ping before every
 /// use, a round trip a query; not at all would hand out what a restarted server had closed.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+
+/// Longest a ping may take. sqlx bounds none, and a server that vanished answers none: each would
+/// hold its place in the pool for good.
+const PING_TIMEOUT: Duration = Duration::from_millis(500);
 
 const SQLITE_BUSY: &str = "5";
 const BUSY_RETRY: Duration = Duration::from_millis(20);
@@ -42,6 +46,7 @@ async fn sqlite(config: &DatabaseConfig) -> anyhow::Result<Db> {
         probe: Engine::Sqlite(
             SqlitePoolOptions::new().max_connections(1).connect_lazy_with(readers),
         ),
+        replica_probe: None,
         config: Arc::new(config.clone()),
     })
 }
@@ -71,32 +76,44 @@ async fn sqlite_writer(
 
 async fn postgres(config: &DatabaseConfig) -> anyhow::Result<Db> {
     let primary = postgres_options(config, &config.url)?;
-    // A pool retries until its timeout, and then says only that; one plain connection says why.
-    let reached =
-        tokio::time::timeout(config.acquire_timeout, PgConnection::connect_with(&primary));
-    let connection = reached
-        .await
-        .map_err(|_| anyhow::anyhow!("no answer within {:?}", config.acquire_timeout))
-        .and_then(|connection| Ok(connection?))
-        .with_context(|| format!("cannot reach PostgreSQL at {}", config.url))?;
-    connection.close().await?;
-
-    let replica = match &config.read_url {
-        Some(url) => postgres_options(config, url)?,
-        None => primary.clone(),
-    };
+    reach(config, &config.url, &primary).await?;
     let writer = pool_options(config).connect_lazy_with(primary.clone());
-    let reader = match config.read_url {
-        Some(_) => pool_options(config).connect_lazy_with(replica),
-        None => writer.clone(),
+    let probe = |options: &PgConnectOptions| {
+        let pool = pool_options(config).max_connections(1).min_connections(0);
+        Engine::Postgres(pool.connect_lazy_with(options.clone()))
     };
-    let probe = PgPoolOptions::new().max_connections(1).acquire_timeout(config.acquire_timeout);
+    let (reader, replica_probe) = match &config.read_url {
+        Some(url) => {
+            let replica = postgres_options(config, url)?;
+            reach(config, url, &replica).await?;
+            (pool_options(config).connect_lazy_with(replica.clone()), Some(probe(&replica)))
+        }
+        None => (writer.clone(), None),
+    };
     Ok(Db {
         writer: Engine::Postgres(writer),
         reader: Engine::Postgres(reader),
-        probe: Engine::Postgres(probe.connect_lazy_with(primary)),
+        probe: probe(&primary),
+        replica_probe,
         config: Arc::new(config.clone()),
     })
+}
+
+/// A pool retries until its timeout, and then says only that; one plain connection says why.
+async fn reach(
+    config: &DatabaseConfig,
+    url: &SecretUrl,
+    options: &PgConnectOptions,
+) -> anyhow::Result<()> {
+    let connect = PgConnection::connect_with(options);
+    tokio::time::timeout(config.acquire_timeout, connect)
+        .await
+        .map_err(|_| anyhow::anyhow!("no answer within {:?}", config.acquire_timeout))
+        .and_then(|connection| Ok(connection?))
+        .with_context(|| format!("cannot reach PostgreSQL at {url}"))?
+        .close()
+        .await?;
+    Ok(())
 }
 
 /// What both of SQLite's pools and its migrations connect with; makes the folder.
@@ -157,10 +174,14 @@ fn pool_options<DB: Database>(config: &DatabaseConfig) -> PoolOptions<DB> {
         .test_before_acquire(false)
         .before_acquire(|connection: &mut DB::Connection, idle: PoolConnectionMetadata| {
             Box::pin(async move {
-                if idle.idle_for > TRUSTED_IDLE {
-                    connection.ping().await?;
-                }
-                Ok(true)
+                if idle.idle_for > TRUSTED_IDLE { ping(connection).await } else { Ok(true) }
             })
         })
+        .after_release(|connection: &mut DB::Connection, _| Box::pin(ping(connection)))
+}
+
+/// An error makes the pool drop the connection and open another when it needs one.
+async fn ping<C: Connection>(connection: &mut C) -> sqlx::Result<bool> {
+    let answered = tokio::time::timeout(PING_TIMEOUT, connection.ping()).await;
+    answered.map_err(|_| sqlx::Error::PoolTimedOut)?.map(|()| true)
 }

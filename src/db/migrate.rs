@@ -50,16 +50,16 @@ impl Db {
                 let _lock = lock_file(options.get_filename()).await?;
                 let mut connection = SqliteConnection::connect_with(&options).await?;
                 let outcome = MIGRATOR.run_direct(None, &mut connection, false).await;
-                connection.close().await?;
-                outcome
+                let closed = connection.close().await;
+                outcome.and(closed.map_err(MigrateError::from))
             }
             Engine::Postgres(_) => {
                 let options = untimed_postgres_options(&self.config, &self.config.url)?;
                 let mut connection = PgConnection::connect_with(&options).await?;
                 let outcome = MIGRATOR.run_direct(None, &mut connection, false).await;
                 // Closing gives the advisory lock back where a failed run did not.
-                connection.close().await?;
-                outcome
+                let closed = connection.close().await;
+                outcome.and(closed.map_err(MigrateError::from))
             }
         };
         outcome.map_err(explain)

@@ -21,6 +21,7 @@ pub use migrate::{Migration, State};
 pub use usage::{Usage, inherit_usage, timed, track_usage};
 
 use crate::config::DatabaseConfig;
+use crate::telemetry::panic;
 
 /// One of a pair, by engine.
 #[derive(Debug, Clone)]
@@ -67,6 +68,7 @@ pub struct Db {
     writer: Pool,
     reader: Pool,
     probe: Pool,
+    replica_probe: Option<Pool>,
     config: std::sync::Arc<DatabaseConfig>,
 }
 
@@ -135,10 +137,22 @@ impl Db {
     /// # Errors
     /// Whatever stands in the way.
     pub async fn ping(&self) -> sqlx::Result<()> {
-        match &self.probe {
-            Engine::Sqlite(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
-            Engine::Postgres(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
+        self.probe.ping().await
+    }
+
+    /// The same of the replica, where there is one.
+    ///
+    /// # Errors
+    /// Whatever stands in the way.
+    pub async fn ping_replica(&self) -> sqlx::Result<()> {
+        match &self.replica_probe {
+            Some(probe) => probe.ping().await,
+            None => Ok(()),
         }
+    }
+
+    pub fn has_replica(&self) -> bool {
+        self.replica_probe.is_some()
     }
 
     /// The engine's name.
@@ -161,6 +175,9 @@ impl Db {
             // only a writer can.
             self.reader.close().await;
             self.probe.close().await;
+            if let Some(probe) = &self.replica_probe {
+                probe.close().await;
+            }
             self.writer.close().await;
         };
         if tokio::time::timeout(limit, all).await.is_err() {
@@ -190,6 +207,13 @@ impl Pool {
                 idle: pool.num_idle(),
                 max: pool.options().get_max_connections(),
             },
+        }
+    }
+
+    async fn ping(&self) -> sqlx::Result<()> {
+        match self {
+            Self::Sqlite(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
+            Self::Postgres(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
         }
     }
 
@@ -236,7 +260,10 @@ impl Tx {
                 }
             })
             .await?;
-            after.await;
+            // The changes are made, whatever becomes of what follows.
+            if let Err(panicked) = panic::catch(after).await {
+                tracing::error!(%panicked, "what was to follow a commit did not");
+            }
             Ok(())
         };
         let task = tokio::spawn(inherit_usage(task).in_current_span());

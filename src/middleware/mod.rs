@@ -2,6 +2,7 @@
 
 mod access_log;
 mod client_ip;
+mod compression;
 mod cors;
 mod panic;
 mod problem;
@@ -13,19 +14,14 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::StatusCode;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::{from_fn, from_fn_with_state, map_request};
 use sentry::integrations::tower::NewSentryLayer;
 use tower::ServiceBuilder;
 use tower::util::option_layer;
-use tower_http::compression::CompressionLayer;
-use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::{RequestBodyDeadlineLayer, RequestBodyTimeoutLayer, TimeoutLayer};
 
 use crate::config::Config;
-
-/// Bodies smaller than this gain less from gzip than it costs.
-const COMPRESS_ABOVE: u64 = 1024;
 
 /// Puts every layer around the router's routes and fallbacks.
 pub fn wrap(router: Router, config: &Config) -> Router {
@@ -33,10 +29,6 @@ pub fn wrap(router: Router, config: &Config) -> Router {
     let body_limit = usize::try_from(server.body_limit.as_u64()).unwrap_or(usize::MAX);
     let security = Arc::new(config.security_headers.clone());
     let trusted_proxies = Arc::<[_]>::from(server.trusted_proxies.clone());
-    let compressible = SizeAbove::new(COMPRESS_ABOVE)
-        .and(NotForContentType::IMAGES)
-        .and(NotForContentType::SSE)
-        .and(NotForContentType::GRPC);
 
     router.layer(
         ServiceBuilder::new()
@@ -58,7 +50,8 @@ pub fn wrap(router: Router, config: &Config) -> Router {
             // Inside all that a 500 needs; outside all that might panic.
             .layer(from_fn(panic::catch))
             // Outside the timeout, which is for the handler's work.
-            .layer(CompressionLayer::new().compress_when(compressible))
+            .layer(map_request(compression::tolerate))
+            .layer(compression::layer())
             .layer(TimeoutLayer::with_status_code(
                 StatusCode::GATEWAY_TIMEOUT,
                 server.request_timeout,

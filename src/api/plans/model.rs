@@ -3,6 +3,7 @@
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
 use garde::Validate;
 use headers::ETag;
+use serde::de::IntoDeserializer;
 use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
 use utoipa::{IntoParams, ToSchema};
@@ -155,13 +156,10 @@ impl PlanStatus {
 }
 
 impl TryFrom<String> for PlanStatus {
-    type Error = String;
+    type Error = serde::de::value::Error;
 
-    fn try_from(text: String) -> Result<Self, String> {
-        [Self::Draft, Self::Active, Self::Completed, Self::Archived]
-            .into_iter()
-            .find(|status| status.as_str() == text)
-            .ok_or(format!("{text} is no status of a plan"))
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::deserialize(text.into_deserializer())
     }
 }
 

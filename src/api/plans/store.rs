@@ -6,7 +6,19 @@ use super::model::{Plan, PlanQuery, PlanStatus};
 use crate::db::{Db, Tx};
 use crate::on;
 
-const FIND: &str = "SELECT * FROM plans WHERE id = $1";
+/// By name, never `*`: a statement prepared with `*` fails once a migration has added a column, and
+/// the release that is running must outlive the migrations of the next.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, name, description, start_date, end_date, status, created_at, updated_at, \
+             version FROM plans ",
+            $rest
+        )
+    };
+}
+
+const FIND: &str = select!("WHERE id = $1");
 
 /// The largest UUID: a first page begins before nothing.
 const BEFORE_ALL: Uuid = Uuid::max();
@@ -23,12 +35,14 @@ pub(super) async fn find_in(tx: &mut Tx, id: Uuid) -> sqlx::Result<Option<Plan>>
 /// One more than `query.limit`, newest first. Walks the primary key, or the index by status, from
 /// the cursor on, so a page's cost does not grow with its depth.
 pub(super) async fn list(db: &Db, query: &PlanQuery) -> sqlx::Result<Vec<Plan>> {
-    const ALL: &str = "SELECT * FROM plans
-        WHERE id < $1 AND LOWER(name) LIKE LOWER($2) ESCAPE '\\'
-        ORDER BY id DESC LIMIT $3";
-    const BY_STATUS: &str = "SELECT * FROM plans
-        WHERE id < $1 AND LOWER(name) LIKE LOWER($2) ESCAPE '\\' AND status = $4
-        ORDER BY id DESC LIMIT $3";
+    const ALL: &str = select!(
+        "WHERE id < $1 AND LOWER(name) LIKE LOWER($2) ESCAPE '\\'
+         ORDER BY id DESC LIMIT $3"
+    );
+    const BY_STATUS: &str = select!(
+        "WHERE id < $1 AND LOWER(name) LIKE LOWER($2) ESCAPE '\\' AND status = $4
+         ORDER BY id DESC LIMIT $3"
+    );
     let cursor = query.cursor.unwrap_or(BEFORE_ALL);
     let name = query.q.as_deref().map_or("%".into(), containing);
     let limit = i64::from(query.limit) + 1;
