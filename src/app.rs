@@ -5,10 +5,12 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use axum::Router;
 use axum::extract::Request;
 use axum::response::Response;
 use axum::routing::future::RouteFuture;
+use tokio::task::JoinHandle;
 use tower::Service;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -19,7 +21,55 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::health::{self, Health};
 use crate::middleware;
+use crate::server::{Drained, Server, Shutdown};
 use crate::state::AppState;
+
+/// The service, up and serving.
+pub struct Running {
+    /// Where it listens.
+    pub url: String,
+    pub state: AppState,
+    serving: JoinHandle<Drained>,
+}
+
+/// Starts the service: the listener first, so that probes have an answer while the rest is opened.
+/// `None` when it was asked to stop before it stood.
+///
+/// # Errors
+/// One line: what could not be bound or opened, and why.
+pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Option<Running>> {
+    let server = Server::bind(&config.server)?;
+    let url = format!("{}://{}", server.scheme(), server.address());
+    let health = Health::starting(&config.health);
+    let app = App::starting(&health, config);
+    let draining = health.clone();
+    let serve = server.serve(app.clone(), shutdown.clone(), move || draining.draining());
+    let serving = tokio::spawn(serve);
+
+    let state = tokio::select! {
+        state = AppState::connect(config, health.clone()) => state?,
+        () = shutdown.drain.cancelled() => return Ok(None),
+    };
+    app.open(state.clone(), config);
+    health.serving();
+    Ok(Some(Running { url, state, serving }))
+}
+
+impl Running {
+    /// Waits until it was asked to stop and has drained.
+    ///
+    /// # Errors
+    /// The server ended by itself, which is a bug.
+    pub async fn drained(&mut self) -> anyhow::Result<Drained> {
+        (&mut self.serving).await.context("the server ended by itself")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
 
 /// The service: it answers probes from the first moment, and everything once it is opened.
 #[derive(Clone)]

@@ -4,15 +4,13 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Parser;
-use plinth::app::App;
+use plinth::app;
 use plinth::cli::{self, Cli, Command};
-use plinth::config::{self, Config, Loaded, Sources};
+use plinth::config::{self, Config, Faults, Loaded, Sources};
 use plinth::error::chain;
-use plinth::health::{COMMIT, Health, VERSION};
-use plinth::server::{Server, Shutdown};
-use plinth::state::AppState;
+use plinth::health::{COMMIT, VERSION};
+use plinth::server::Shutdown;
 use plinth::telemetry;
 use tokio::runtime::Runtime;
 
@@ -23,29 +21,32 @@ const BAD_CONFIGURATION: u8 = 2;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let loaded = match config::load(&Sources::process()) {
-        Ok(loaded) => loaded,
-        Err(faults) => {
+    let command = Cli::parse().command.unwrap_or(Command::Serve);
+    let outcome = config::load(&Sources::process())
+        .map_err(anyhow::Error::from)
+        .and_then(|loaded| run(command, loaded));
+    outcome.unwrap_or_else(|error| match error.downcast_ref::<Faults>() {
+        Some(faults) => {
             eprintln!("{faults}");
-            return ExitCode::from(BAD_CONFIGURATION);
+            ExitCode::from(BAD_CONFIGURATION)
         }
-    };
-    run(cli.command.unwrap_or(Command::Serve), loaded).unwrap_or_else(|error| {
-        eprintln!("{}: {}", env!("CARGO_PKG_NAME"), chain(error.as_ref()));
-        ExitCode::FAILURE
+        None => {
+            eprintln!("{}: {}", env!("CARGO_PKG_NAME"), chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
     })
 }
 
 fn run(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve => {
-            let _telemetry = telemetry::init(&loaded.config)?;
-            Runtime::new()?.block_on(serve(loaded.config))?;
-            Ok(ExitCode::SUCCESS)
+            let config = loaded.usable()?;
+            let _telemetry = telemetry::init(&config)?;
+            block_on(serve(config))
         }
         Command::Migrate { action } => {
-            Runtime::new()?.block_on(cli::migrate(&action, &loaded.config))
+            let config = loaded.usable()?;
+            block_on(cli::migrate(&action, &config))
         }
         Command::Check => cli::check(&loaded.config),
         Command::Config { json } => cli::config(&loaded, json),
@@ -54,30 +55,26 @@ fn run(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let shutdown = Shutdown::on_signals()?;
-    let server = Server::bind(&config.server)?;
-    let url = format!("{}://{}", server.scheme(), server.address());
-    let health = Health::starting(&config.health);
-
-    // The door is open before the house is ready, so that probes have an answer meanwhile.
-    let app = App::starting(&health, &config);
-    let draining = health.clone();
-    let serving = tokio::spawn(server.serve(app.clone(), shutdown.clone(), move || {
-        draining.draining();
-    }));
-
-    let state = tokio::select! {
-        state = AppState::connect(&config, health.clone()) => state?,
-        () = shutdown.drain.cancelled() => return Ok(()),
+    let Some(mut service) = app::start(&config, &shutdown).await? else {
+        return Ok(ExitCode::SUCCESS);
     };
-    app.open(state.clone(), &config);
-    health.serving();
+    let url = config.server.public_url.as_deref().unwrap_or(&service.url);
     tracing::info!(env = config.env.as_str(), version = VERSION, commit = COMMIT, "ready");
     tracing::info!("the API is at {url}/api/v1/plans, its documentation at {url}/docs");
 
-    let drained = serving.await.context("the server stopped by itself")?;
-    state.close(CLOSE_TIMEOUT).await;
+    let drained = service.drained().await?;
+    service.state.close(CLOSE_TIMEOUT).await;
     tracing::info!(aborted = drained.aborted, "stopped");
-    Ok(())
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `work`, and waits for nothing that still blocks a thread after it, such as a look-up of a
+/// name that no server answers.
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = Runtime::new()?;
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_background();
+    outcome
 }

@@ -49,7 +49,7 @@ impl AppState {
     }
 
     /// Closes what is open, waiting no longer than `limit`.
-    pub async fn close(self, limit: Duration) {
+    pub async fn close(&self, limit: Duration) {
         self.db.close(limit).await;
     }
 }

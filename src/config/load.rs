@@ -33,9 +33,21 @@ impl Sources {
 /// A valid configuration that knows where each of its values came from.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The merged values, all rules kept.
+    /// The merged values. They keep the rules of every environment; [`Loaded::usable`] says
+    /// whether they keep production's.
     pub config: Config,
     pub(super) entries: Vec<Explained>,
+    refused: Vec<Fault>,
+}
+
+impl Loaded {
+    /// The configuration to run with.
+    ///
+    /// # Errors
+    /// What production refuses, where that is the environment.
+    pub fn usable(self) -> Result<Config, Faults> {
+        if self.refused.is_empty() { Ok(self.config) } else { Err(Faults(self.refused)) }
+    }
 }
 
 /// Reads, merges and validates. The error names every fault at once.
@@ -53,14 +65,15 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
     let config = merge(&defaults, &settings, &mut faults);
 
     faults.extend(validate::faults(&config, |key| source_of(&settings, key)));
-    if env == Environment::Production {
-        faults.extend(refused(&config, &settings));
-    }
     if !faults.is_empty() {
         return Err(Faults(faults));
     }
     let entries = explain::entries(&keys, &config, &defaults, &settings);
-    Ok(Loaded { config, entries })
+    let refused = match env {
+        Environment::Production => refused(&config, &settings).collect(),
+        Environment::Development | Environment::Test => Vec::new(),
+    };
+    Ok(Loaded { config, entries, refused })
 }
 
 fn accept(keys: &Keys, setting: &Setting, faults: &mut Vec<Fault>) -> bool {

@@ -60,6 +60,12 @@ fn check_server(server: &ServerConfig) -> Vec<Check> {
         not_zero("server.request_timeout", server.request_timeout),
         not_zero("server.body_idle_timeout", server.body_idle_timeout),
         not_zero("server.body_timeout", server.body_timeout),
+        check(
+            server.body_timeout >= server.request_timeout,
+            "server.body_timeout",
+            "it is not below request_timeout, of which it is a part",
+            "lower APP_SERVER__BODY_TIMEOUT, or raise APP_SERVER__REQUEST_TIMEOUT",
+        ),
         not_zero("server.header_timeout", server.header_timeout),
         not_zero("server.idle_timeout", server.idle_timeout),
         not_zero("server.write_timeout", server.write_timeout),

@@ -15,9 +15,8 @@ use axum::body::Body;
 use axum::http::Request;
 use axum::response::Response;
 
-use plinth::app::App;
+use plinth::app::{self, Running};
 use plinth::config::{Config, Environment, SecretUrl};
-use plinth::health::Health;
 use plinth::server::{Drained, Server, Shutdown};
 use plinth::state::AppState;
 use reqwest::{Method, RequestBuilder};
@@ -53,7 +52,7 @@ pub struct TestApp {
     pub client: reqwest::Client,
     pub shutdown: Shutdown,
     pub database: TestDatabase,
-    serving: JoinHandle<Drained>,
+    running: Running,
 }
 
 /// Any service behind the real server. It stops when it is dropped.
@@ -162,18 +161,10 @@ impl TestApp {
         change(&mut config);
 
         let shutdown = Shutdown::new();
-        let server = Server::bind(&config.server).unwrap();
-        let url = format!("{}://{}", server.scheme(), server.address());
-        let health = Health::starting(&config.health);
-        let app = App::starting(&health, &config);
-        let draining = health.clone();
-        let serve = server.serve(app.clone(), shutdown.clone(), move || draining.draining());
-        let serving = tokio::spawn(serve);
-        let state = AppState::connect(&config, health.clone()).await.unwrap();
-        app.open(state.clone(), &config);
-        health.serving();
+        let running = app::start(&config, &shutdown).await.unwrap().unwrap();
+        let (url, state) = (running.url.clone(), running.state.clone());
         let client = reqwest::Client::new();
-        Some(Self { url, state, config, client, shutdown, database, serving })
+        Some(Self { url, state, config, client, shutdown, database, running })
     }
 
     /// A request to `path` of the running application.
@@ -204,7 +195,7 @@ impl TestApp {
     /// Drains, as SIGTERM would.
     pub async fn stop(mut self) -> Drained {
         self.shutdown.drain.cancel();
-        (&mut self.serving).await.unwrap()
+        self.running.drained().await.unwrap()
     }
 }
 
@@ -221,12 +212,6 @@ impl Served {
 }
 
 impl Drop for Served {
-    fn drop(&mut self) {
-        self.serving.abort();
-    }
-}
-
-impl Drop for TestApp {
     fn drop(&mut self) {
         self.serving.abort();
     }
