@@ -63,6 +63,11 @@ pub(super) fn read(
     Found { body: Some(raw.slice(HEADER..)), fresh, ticket }
 }
 
+/// What a lookup without an answer found. No connection has this name, so nothing is stored.
+pub(super) fn unknown() -> Found {
+    read(None, None, Some(Stamp::default()))
+}
+
 pub(super) fn write(ticket: &Ticket, soft: Duration, body: &[u8]) -> Bytes {
     let soft_at = now_ms() + u64::try_from(soft.as_millis()).unwrap_or(0);
     let stamp = new_stamp();

@@ -168,10 +168,14 @@ impl Cache {
 
     /// Looks in Redis, or in memory where that does not answer.
     async fn find(&self, space: &str, name: &str) -> Found {
-        if let Some(redis) = &self.0.redis
-            && let Some(found) = redis.get(name, &entry::generation_of(space)).await
-        {
-            return found;
+        if let Some(redis) = &self.0.redis {
+            if let Some(found) = redis.get(name, &entry::generation_of(space)).await {
+                return found;
+            }
+            // Late once, but still in use: others' removals go there, so memory is not to be asked.
+            if redis.is_connected() {
+                return entry::unknown();
+            }
         }
         let (raw, generation) = self.0.memory.get(name, space);
         entry::read(raw, generation, None)

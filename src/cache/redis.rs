@@ -131,24 +131,21 @@ impl Redis {
     /// Puts a tombstone in an entry's place; if Redis cannot be told now, it is told before it is
     /// read again.
     pub(super) async fn bury(self: &Arc<Self>, name: String) {
-        if self.owe_if_away(&name) {
-            return;
-        }
+        let Some(live) = self.connection_or_debt(&name) else { return };
         let key = self.key(&name);
-        let told = match self.connection.load_full() {
-            Some(live) => self.ask(&live, async move |redis| bury(redis, key).await).await,
-            None => None,
-        };
-        if told.is_none() {
+        if self.ask(&live, async move |redis| bury(redis, key).await).await.is_none() {
             self.owe(name);
-            self.leave("a removal did not get through");
+            // Whichever connection there is by now: only a return pays what is owed.
+            if let Some(live) = self.connection.load_full() {
+                self.leave(&live, "a removal did not get through");
+            }
         }
     }
 
     /// Runs `ask` within the budget; `None`, and a mark against Redis, when that fails.
     async fn ask<T>(
         self: &Arc<Self>,
-        live: &Live,
+        live: &Arc<Live>,
         ask: impl AsyncFnOnce(MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Option<T> {
         match tokio::time::timeout(self.budget, ask(live.connection.clone())).await {
@@ -156,22 +153,26 @@ impl Redis {
                 self.failures.store(0, Relaxed);
                 return Some(answer);
             }
-            Ok(Err(error)) if error.is_unrecoverable_error() => self.leave(&error.to_string()),
-            Ok(Err(error)) => self.mark(&error.to_string()),
-            Err(_) => self.mark("no answer within the budget"),
+            Ok(Err(error)) if error.is_unrecoverable_error() => {
+                self.leave(live, &error.to_string())
+            }
+            Ok(Err(error)) => self.mark(live, &error.to_string()),
+            Err(_) => self.mark(live, "no answer within the budget"),
         }
         None
     }
 
-    fn mark(self: &Arc<Self>, why: &str) {
+    fn mark(self: &Arc<Self>, live: &Arc<Live>, why: &str) {
         if self.failures.fetch_add(1, Relaxed) + 1 >= self.max_failures {
-            self.leave(why);
+            self.leave(live, why);
         }
     }
 
-    /// Goes on without Redis. Of all that fail at once, one is told and comes back for all.
-    fn leave(self: &Arc<Self>, why: &str) {
-        if self.connection.swap(None).is_some() {
+    /// Goes on without the connection that failed. Of all that it fails at once, one is told and
+    /// comes back for all.
+    fn leave(self: &Arc<Self>, live: &Arc<Live>, why: &str) {
+        let was = self.connection.compare_and_swap(live, None);
+        if was.as_ref().is_some_and(|was| Arc::ptr_eq(was, live)) {
             tracing::warn!(why, "Redis is away; caching in process");
             self.clone().return_later();
         }
@@ -212,13 +213,13 @@ impl Redis {
         }
     }
 
-    fn owe_if_away(&self, name: &str) -> bool {
+    fn connection_or_debt(&self, name: &str) -> Option<Arc<Live>> {
         let mut owed = self.lock_owed();
-        if self.is_connected() {
-            return false;
+        let live = self.connection.load_full();
+        if live.is_none() {
+            remember(&mut owed, name.to_owned());
         }
-        remember(&mut owed, name.to_owned());
-        true
+        live
     }
 
     fn owe(&self, name: String) {

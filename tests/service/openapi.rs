@@ -10,7 +10,7 @@ use crate::support::{Engine, TestApp};
 const CHECKED_IN: &str = include_str!("../../openapi.json");
 
 fn document() -> Value {
-    serde_json::to_value(plinth::app::openapi(None)).unwrap()
+    serde_json::to_value(plinth::app::openapi()).unwrap()
 }
 
 /// Every operation, by method and path.
@@ -73,9 +73,13 @@ async fn the_one_served_is_the_same() {
     assert!(answer.json::<Value>().await.unwrap() == document());
 }
 
-#[test]
-fn it_names_where_the_service_is() {
-    let document = serde_json::to_value(plinth::app::openapi(Some("https://x.example"))).unwrap();
+#[tokio::test]
+async fn it_names_where_the_service_is() {
+    let public = |config: &mut plinth::config::Config| {
+        config.server.public_url = Some("https://x.example".into());
+    };
+    let app = TestApp::start_with(Engine::Sqlite, public).await.unwrap();
+    let document: Value = app.get("/openapi.json").send().await.unwrap().json().await.unwrap();
     assert_eq!(document["servers"][0]["url"], "https://x.example");
 }
 
