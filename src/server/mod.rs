@@ -160,6 +160,7 @@ async fn drain(handler: &Handler, cap: Duration, force: &CancellationToken) -> D
     let at_stop = open.len();
     open.close();
     handler.drain.cancel();
+    tracing::info!(connections = at_stop, "no longer accepting");
     tokio::select! {
         _ = timeout(cap, open.wait()) => {}
         () = force.cancelled() => {}

@@ -21,7 +21,7 @@ async fn a_request_in_flight_finishes_and_the_exit_is_clean() {
         let (mut process, url) = folder.serve([("APP_ENV", "test")]).await;
         let post = wire::begin_post(&url, "").await;
         process.signal(signal);
-        process.line("draining").await;
+        process.line("no longer accepting").await;
         let answer = wire::finish_post(post).await;
         assert!(answer.starts_with("HTTP/1.1 201 Created"), "{answer}");
         assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
@@ -77,7 +77,7 @@ async fn no_client_holds_up_the_stop_for_longer_than_the_drain() {
             ("APP_SERVER__HEADER_TIMEOUT", "10m"),
             ("APP_SERVER__IDLE_TIMEOUT", "10m"),
             ("APP_SERVER__BODY_IDLE_TIMEOUT", "10m"),
-            ("APP_SERVER__BODY_TIMEOUT", "10m"),
+            ("APP_SERVER__BODY_TIMEOUT", "9m"),
             ("APP_SERVER__REQUEST_TIMEOUT", "10m"),
         ])
         .await;

@@ -293,6 +293,20 @@ fn of_one_connection(config: &mut Config) {
 }
 
 /// A body whose length nobody says beforehand, in pieces; it never ends unless `ends`.
+fn impatient_with_slow_bodies(config: &mut Config) {
+    open_to_a_browser(config);
+    config.server.body_timeout = Duration::from_millis(300);
+}
+
+/// Never silent for long, and never at its end.
+fn dripping() -> reqwest::Body {
+    let drops = stream::repeat(()).then(async |()| {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Ok::<_, Infallible>(Frame::data(Bytes::from_static(b" ")))
+    });
+    reqwest::Body::wrap(StreamBody::new(Box::pin(drops)))
+}
+
 fn chunked(text: String, ends: bool) -> reqwest::Body {
     let pieces = text.into_bytes().chunks(1000).map(Bytes::copy_from_slice).collect::<Vec<_>>();
     let pieces =
@@ -484,6 +498,15 @@ both_engines! {
             let path = walk.existing(operation).await;
             let stalled = walk.ask_with(operation, &path, "").body(chunked("{".into(), false));
             assert_eq!(walk.fails(stalled, 408).await["code"], "BODY_TIMEOUT");
+        }
+    }
+
+    async fn a_body_that_drips(app with impatient_with_slow_bodies) {
+        let walk = Walk::of(&app).await;
+        for operation in walk.with_body() {
+            let path = walk.existing(operation).await;
+            let slow = walk.ask_with(operation, &path, "").body(dripping());
+            assert_eq!(walk.fails(slow, 408).await["code"], "BODY_TIMEOUT");
         }
     }
 

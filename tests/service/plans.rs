@@ -77,6 +77,30 @@ fn next(page: &Response) -> Option<String> {
 }
 
 both_engines! {
+    async fn a_column_that_the_next_release_adds_breaks_nothing(app) {
+        let id = path(&named(&app, "Spring").await);
+        let ask = async || for path in [PLANS, &id] {
+            assert_eq!(app.get(path).send().await.unwrap().status(), StatusCode::OK, "{path}");
+        };
+        ask().await;
+        let added = plinth::on!(app.state.db.writer(), |conn| {
+            sqlx::query("ALTER TABLE plans ADD COLUMN owner TEXT").execute(conn).await
+                .map(|done| done.rows_affected())
+        });
+        added.unwrap();
+        ask().await;
+    }
+
+    async fn another_kind_of_patch_is_not_taken_for_a_merge_patch(app) {
+        let plan = path(&named(&app, "Spring").await);
+        for kind in ["application/json-patch+json", "text/plain"] {
+            let patch = app.patch(&plan).header(IF_MATCH, "*").header("content-type", kind).body("[]");
+            let problem = patch.send().await.unwrap();
+            assert_eq!(problem.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+            assert!(problem.text().await.unwrap().contains("application/merge-patch+json"));
+        }
+    }
+
     async fn a_created_plan_is_where_its_location_says(app) {
         let plan = json!({"name": "Spring", "description": "All of it", "start_date": "2027-03-01",
             "end_date": "2027-03-01", "status": "active"});
@@ -446,7 +470,7 @@ const MANY: &str = "INSERT INTO plans
 
 /// What the application last asked PostgreSQL.
 const LAST_QUERY: &str = "SELECT query FROM pg_stat_activity
-    WHERE datname = CURRENT_DATABASE() AND query LIKE 'SELECT * FROM plans%'
+    WHERE datname = CURRENT_DATABASE() AND query LIKE 'SELECT id, name,%FROM plans%'
     ORDER BY query_start DESC LIMIT 1";
 
 /// How an engine goes about a query for a page deep down.
