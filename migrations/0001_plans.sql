@@ -1,5 +1,5 @@
--- One dialect for both engines: UUID, TEXT, DATE, TIMESTAMPTZ and BIGINT mean the same to sqlx on
--- PostgreSQL and on SQLite.
+-- One dialect for both engines: UUID, TEXT, BOOLEAN, DATE, TIMESTAMPTZ and BIGINT mean the same to
+-- sqlx on PostgreSQL and on SQLite.
 CREATE TABLE plans (
     id          UUID        NOT NULL PRIMARY KEY,
     name        TEXT        NOT NULL,

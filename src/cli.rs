@@ -118,7 +118,8 @@ pub fn check(config: &Config) -> anyhow::Result<ExitCode> {
             Grade::Warn => "WARN",
             Grade::Fail => "FAIL",
         };
-        writeln!(text, "{grade}  {}: {}", finding.rule, finding.found)?;
+        let kept = if finding.grade == Grade::Pass { "yes" } else { "no" };
+        writeln!(text, "{grade}  {}? {kept}: {}", finding.rule, finding.found)?;
         if finding.grade != Grade::Pass {
             writeln!(text, "      fix: {}", finding.fix)?;
         }

@@ -62,7 +62,8 @@ pub struct FieldError {
     /// `query` or `header`.
     #[schema(example = "/end_date")]
     pub pointer: String,
-    /// Stable, for programs.
+    /// Stable, for programs: INVALID_JSON, INVALID_TYPE, INVALID_VALUE, MISSING_FIELD, UNKNOWN_FIELD,
+    /// DUPLICATE_FIELD or UNREADABLE_BODY.
     #[schema(example = "INVALID_VALUE")]
     pub code: Cow<'static, str>,
     /// For people.
@@ -284,7 +285,9 @@ pub struct Problem {
     /// Names this one failure in our logs.
     #[schema(example = "0199f3c2-7b1e-7cc0-b7a5-3f1d2f3c4d5e")]
     error_id: Uuid,
-    /// Stable, for programs.
+    /// Stable, for programs: MALFORMED_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TIMEOUT, CONFLICT,
+    /// PRECONDITION_FAILED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, VALIDATION_FAILED,
+    /// PRECONDITION_REQUIRED, INTERNAL_ERROR, UNAVAILABLE or TIMEOUT; else the status in words.
     #[schema(example = "NOT_FOUND")]
     code: Cow<'static, str>,
     /// The same as `detail`, for clients that look for it under this name.

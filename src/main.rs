@@ -1,5 +1,5 @@
-//! The whole start-up, in order. Until telemetry stands nothing runs beside it, and whatever
-//! fails says what, why and how to mend it.
+//! The start-up, in order; `app::start` opens the house. Until telemetry stands nothing runs beside
+//! it, and whatever fails says what, why and how to mend it.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -60,9 +60,16 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let Some(mut service) = app::start(&config, &shutdown).await? else {
         return Ok(ExitCode::SUCCESS);
     };
+    tracing::info!(
+        env = config.env.as_str(),
+        version = VERSION,
+        commit = COMMIT,
+        database = %config.database.url,
+        cache = ?service.state.cache.store(),
+        "ready"
+    );
     let url = config.server.public_url.as_deref().unwrap_or(&service.url);
-    tracing::info!(env = config.env.as_str(), version = VERSION, commit = COMMIT, "ready");
-    tracing::info!("the API is at {url}/api/v1/plans, its documentation at {url}/docs");
+    tracing::info!("the API is at {url}/api, its documentation at {url}/docs");
 
     let drained = service.drained().await?;
     service.state.close(CLOSE_TIMEOUT).await;

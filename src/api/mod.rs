@@ -3,6 +3,7 @@
 mod openapi;
 mod page;
 pub mod plans;
+mod rules;
 
 use utoipa_axum::router::OpenApiRouter;
 

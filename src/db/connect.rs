@@ -36,7 +36,7 @@ async fn sqlite(config: &DatabaseConfig) -> anyhow::Result<Db> {
     let options = sqlite_options(config)?;
     let writer = sqlite_writer(config, &options)
         .await
-        .with_context(|| format!("cannot open the SQLite database {}", config.url))?;
+        .with_context(|| format!("cannot open the SQLite database {}; does DATABASE_URL name a file that may be written?", config.url))?;
     // A reader cannot optimize, and sqlx does not wait for a connection whose closing fails: it
     // would outlive the writer, and leave its log (-wal) beside the database.
     let readers = options.read_only(true).optimize_on_close(false, None);
@@ -110,7 +110,9 @@ async fn reach(
         .await
         .map_err(|_| anyhow::anyhow!("no answer within {:?}", config.acquire_timeout))
         .and_then(|connection| Ok(connection?))
-        .with_context(|| format!("cannot reach PostgreSQL at {url}"))?
+        .with_context(|| {
+            format!("cannot reach PostgreSQL at {url}; is it up, and is DATABASE_URL right?")
+        })?
         .close()
         .await?;
     Ok(())

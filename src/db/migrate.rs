@@ -117,8 +117,8 @@ impl Db {
             return Ok(());
         }
         bail!(
-            "the database is older than this release: migrations {} are pending; run `{} migrate \
-             run`, or set APP_DATABASE__MIGRATE_ON_START=true",
+            "the database is older than this release (migrations pending: {}); run `{} migrate run`, \
+             or set APP_DATABASE__MIGRATE_ON_START=true",
             pending.join(", "),
             env!("CARGO_PKG_NAME"),
         )

@@ -276,3 +276,9 @@ impl Tx {
 pub fn now() -> DateTime<Utc> {
     Utc::now().trunc_subsecs(6)
 }
+
+/// A pattern for `text` anywhere, for `LIKE … ESCAPE '\\'`; wildcards in it are meant literally. With
+/// `LOWER` on both sides case is ignored: on SQLite that of ASCII alone.
+pub fn containing(text: &str) -> String {
+    format!("%{}%", text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_"))
+}

@@ -47,9 +47,10 @@ pub fn wrap(router: Router, config: &Config) -> Router {
             .layer(from_fn_with_state(security, security_headers::security_headers))
             // Outside the limits and the panics, so that a browser may read a refusal.
             .layer(cors::layer(&config.cors))
-            // Inside all that a 500 needs; outside all that might panic.
+            // Inside all that a 500 needs; outside the layers and handlers that work on the request.
             .layer(from_fn(panic::catch))
-            // Outside the timeout, which is for the handler's work.
+            // Outside the timeout, which is for the handler's work. What comes before it keeps it
+            // from refusing what the handler has done.
             .layer(map_request(compression::tolerate))
             .layer(compression::layer())
             .layer(TimeoutLayer::with_status_code(

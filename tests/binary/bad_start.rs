@@ -140,7 +140,7 @@ async fn a_database_older_than_the_release() {
     let folder = Folder::new();
     let by_hand = [("APP_DATABASE__MIGRATE_ON_START", "false")];
     let ended = folder.run(&[], by_hand).await;
-    one_line(&ended, &["older than this release", "1 are pending", "`plinth migrate run`"]);
+    one_line(&ended, &["older than this release", "pending: 1", "`plinth migrate run`"]);
     assert_eq!(folder.run(&["migrate", "run"], by_hand).await.code, Some(0));
     let (process, _) = folder.serve(by_hand).await;
     assert_eq!(process.stop().await.code, Some(0));

@@ -40,8 +40,11 @@ async fn check_judges_by_productions_rules() {
     let ended = folder.run(&["check"], []).await;
     let text = ended.text();
     assert_eq!(ended.code, Some(0), "{text}");
-    assert!(text.contains("pass  only named origins may call: none"), "{text}");
-    assert!(text.contains("WARN  errors are reported: none\n      fix: set SENTRY_DSN"), "{text}");
+    assert!(text.contains("pass  only named origins may call? yes: none"), "{text}");
+    assert!(
+        text.contains("WARN  errors are reported? no: none\n      fix: set SENTRY_DSN"),
+        "{text}"
+    );
 
     let url = format!("postgres://app:{SECRET}@db/app");
     let unsafe_settings = [

@@ -251,8 +251,14 @@ impl<'a> Walk<'a> {
             return properties.iter().map(example).collect();
         }
         let known = [&schema["example"], &schema["examples"][0], &schema["enum"][0]];
-        let example = known.into_iter().find(|example| !example.is_null());
-        example.unwrap_or_else(|| panic!("the document has no example of {schema}")).clone()
+        if let Some(example) = known.into_iter().find(|example| !example.is_null()) {
+            return example.clone();
+        }
+        match schema["type"].as_str() {
+            Some("boolean") => true.into(),
+            Some("integer" | "number") => 1.into(),
+            _ => panic!("give the member an example, `#[schema(example = ...)]`: {schema}"),
+        }
     }
 
     /// The example of an operation's body, and the names of its members.

@@ -131,7 +131,7 @@ impl Process {
     pub async fn ready(&mut self) -> String {
         let line = self.line(ANNOUNCED).await;
         let (_, url) = line.split_once(ANNOUNCED).unwrap();
-        url.split_once("/api/").unwrap().0.to_owned()
+        url.split_once("/api,").unwrap().0.to_owned()
     }
 
     /// What it has written to standard output so far.

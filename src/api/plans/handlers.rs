@@ -66,11 +66,13 @@ pub(super) async fn create(
     tag = "plans",
     params(
         ("id" = Uuid, Path, description = "The plan's id"),
-        ("If-None-Match" = Option<String>, Header, description = "ETags that the client has")
+        ("If-None-Match" = Option<String>, Header, example = "\"1\"", description = "ETags that the client has")
     ),
     responses(
         (status = 200, body = Plan, headers(("ETag" = String, description = "The plan's version"))),
-        (status = 304, description = "The client has the current version"),
+        (status = 304, description = "The client has the current version", headers(
+            ("ETag" = String, description = "The plan's version")
+        )),
         (status = 400, description = "The id is not a UUID"),
         (status = 404, description = "There is no such plan"),
     )
@@ -97,7 +99,7 @@ pub(super) async fn get(
     tag = "plans",
     params(
         ("id" = Uuid, Path, description = "The plan's id"),
-        ("If-Match" = String, Header, description = "The ETag of the version this replaces")
+        ("If-Match" = String, Header, example = "\"1\"", description = "The ETag of the version this replaces")
     ),
     responses(
         (status = 200, body = Plan, headers(("ETag" = String, description = "The new version"))),
@@ -124,7 +126,7 @@ pub(super) async fn replace(
     tag = "plans",
     params(
         ("id" = Uuid, Path, description = "The plan's id"),
-        ("If-Match" = String, Header, description = "The ETag of the version this changes")
+        ("If-Match" = String, Header, example = "\"1\"", description = "The ETag of the version this changes")
     ),
     request_body(content = PlanPatch, content_type = "application/merge-patch+json"),
     responses(
@@ -152,7 +154,7 @@ pub(super) async fn patch(
     tag = "plans",
     params(
         ("id" = Uuid, Path, description = "The plan's id"),
-        ("If-Match" = Option<String>, Header, description = "The ETag of the version to delete")
+        ("If-Match" = Option<String>, Header, example = "\"1\"", description = "The ETag of the version to delete")
     ),
     responses(
         (status = 204, description = "It is gone"),

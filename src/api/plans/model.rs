@@ -1,6 +1,6 @@
 //! A plan, and what clients may say of one.
 
-use chrono::{DateTime, Datelike, NaiveDate, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use garde::Validate;
 use headers::ETag;
 use serde::de::IntoDeserializer;
@@ -10,6 +10,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::api::page::Page;
+use crate::api::rules::{four_digit_year, printable};
 use crate::db;
 use crate::extract::MergePatch;
 
@@ -21,6 +22,7 @@ pub struct Plan {
     pub id: Uuid,
     #[schema(example = "Spring launch")]
     pub name: String,
+    // Always sent, if only as null.
     #[schema(required, example = "Everything for the launch in May")]
     pub description: Option<String>,
     #[schema(example = "2027-03-01")]
@@ -160,26 +162,6 @@ impl TryFrom<String> for PlanStatus {
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         Self::deserialize(text.into_deserializer())
-    }
-}
-
-/// PostgreSQL cannot keep NUL, and nobody wants the rest in a name.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "garde passes its context by reference")]
-fn printable(text: &str, _: &()) -> garde::Result {
-    match text.chars().find(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
-        Some(c) => {
-            Err(garde::Error::new(format!("holds the control character {}", c.escape_unicode())))
-        }
-        None => Ok(()),
-    }
-}
-
-/// What ISO 8601 writes as `YYYY-MM-DD`.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "garde passes its context by reference")]
-fn four_digit_year(date: &NaiveDate, _: &()) -> garde::Result {
-    match date.year() {
-        1..=9999 => Ok(()),
-        _ => Err(garde::Error::new("the year must be 0001 to 9999")),
     }
 }
 

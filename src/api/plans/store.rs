@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::model::{Plan, PlanQuery, PlanStatus};
-use crate::db::{Db, Tx};
+use crate::db::{Db, Tx, containing};
 use crate::on;
 
 /// By name, never `*`: a statement prepared with `*` fails once a migration has added a column, and
@@ -112,10 +112,4 @@ pub(super) async fn delete(tx: &mut Tx, id: Uuid, version: i64) -> sqlx::Result<
         .execute(conn)
         .await
         .map(|done| done.rows_affected() == 1))
-}
-
-/// A LIKE pattern for `text` anywhere; its own wildcards are meant literally. `LOWER` then folds
-/// case: on SQLite that of ASCII alone.
-fn containing(text: &str) -> String {
-    format!("%{}%", text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_"))
 }
