@@ -77,7 +77,7 @@ impl FieldError {
         code: impl Into<Cow<'static, str>>,
         detail: impl Into<String>,
     ) -> Self {
-        Self { pointer: pointer.into(), code: code.into(), detail: detail.into() }
+        Self { pointer: clipped(pointer.into()), code: code.into(), detail: clipped(detail.into()) }
     }
 }
 
@@ -219,12 +219,13 @@ impl From<sqlx::Error> for Error {
 /// Whether a database code says "not now": PostgreSQL's connection (08), resource (53) and
 /// operator (57, the statement timeout among them) classes, serialization, deadlock and lock
 /// timeouts, a promotion (25006), a new connection refused (28, 3D000; 55000 where the database
-/// is closed for maintenance); SQLite's BUSY and LOCKED with their extended forms.
+/// is closed for maintenance); SQLite's BUSY, LOCKED,
+/// READONLY, IOERR, FULL and CANTOPEN with their extended forms.
 fn passing(code: &str) -> bool {
     match code {
         "25006" | "3D000" | "40001" | "40P01" | "55000" | "55P03" => true,
         _ if code.len() == 5 => matches!(&code[..2], "08" | "28" | "53" | "57"),
-        _ => code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6)),
+        _ => code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 8 | 10 | 13 | 14)),
     }
 }
 
@@ -337,6 +338,15 @@ impl IntoResponse for Failure {
     }
 }
 
+/// What echoes the input says enough in so many characters.
+fn clipped(text: String) -> String {
+    const ENOUGH: usize = 300;
+    match text.char_indices().nth(ENOUGH) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
 fn title(status: StatusCode) -> &'static str {
     status.canonical_reason().unwrap_or("Error")
 }
@@ -364,7 +374,7 @@ mod tests {
     #[test]
     fn a_busy_database_is_a_503_and_a_broken_query_a_500() {
         assert!(
-            ["57014", "53300", "08006", "28P01", "3D000", "55000", "40P01", "5", "261", "6"]
+            ["57014", "53300", "08006", "28P01", "3D000", "55000", "40P01", "5", "261", "6", "13"]
                 .into_iter()
                 .all(passing)
         );

@@ -118,7 +118,7 @@ impl Cache {
         }
         let ttl = key.ttl.unwrap_or(self.0.ttl);
         if cached.is_some() {
-            drop(self.load(name.clone(), found.ticket, ttl, renewal(name, load)));
+            drop(self.load(name.clone(), found.ticket, ttl, self.clone().renewal(name, load)));
             return Ok(cached);
         }
         let flight = self.load(name, found.ticket, ttl, load);
@@ -130,20 +130,12 @@ impl Cache {
 
     /// Forgets one entry, here and in Redis. Call it after the change has been committed.
     pub async fn remove(&self, key: &Key) {
-        let name = key.name();
-        self.0.memory.bury(&name);
-        if let Some(redis) = &self.0.redis {
-            redis.bury(name).await;
-        }
+        self.bury(key.name()).await;
     }
 
     /// Forgets every entry of a space, in one step, however many there are.
     pub async fn remove_all(&self, space: &'static str) {
-        let generation = entry::generation_of(space);
-        self.0.memory.bury(&generation);
-        if let Some(redis) = &self.0.redis {
-            redis.bury(generation).await;
-        }
+        self.bury(entry::generation_of(space)).await;
     }
 
     /// The health check: whether entries are kept where they were meant to be.
@@ -163,6 +155,32 @@ impl Cache {
             None => Store::Memory,
             Some(redis) if redis.is_connected() => Store::Redis,
             Some(_) => Store::MemoryWhileRedisIsAway,
+        }
+    }
+
+    /// A load for which nobody waits: of its failure nobody else would hear, and what it no longer
+    /// finds is gone.
+    async fn renewal<T>(
+        self,
+        name: String,
+        load: impl Future<Output = Result<Option<T>>>,
+    ) -> Result<Option<T>> {
+        let outcome = load.await;
+        match &outcome {
+            Ok(Some(_)) => {}
+            Ok(None) => self.bury(name).await,
+            Err(error) => {
+                let (code, cause) = (error.code(), Failure::new(error.clone()).causes());
+                tracing::warn!(entry = name, %code, cause, "a cached entry is not renewed");
+            }
+        }
+        outcome
+    }
+
+    async fn bury(&self, name: String) {
+        self.0.memory.bury(&name);
+        if let Some(redis) = &self.0.redis {
+            redis.bury(name).await;
         }
     }
 
@@ -208,14 +226,6 @@ impl Cache {
             _ => self.0.memory.put(name, ticket, raw, hard),
         }
     }
-}
-
-/// A load for which nobody waits, and of whose failure nobody else would hear.
-async fn renewal<T>(name: String, load: impl Future<Output = Result<T>>) -> Result<T> {
-    load.await.inspect_err(|error| {
-        let cause = Failure::new(error.clone()).causes();
-        tracing::warn!(entry = name, code = %error.code(), cause, "a cached entry is not renewed");
-    })
 }
 
 /// `ttl` ±10 %, so that what was loaded together does not expire together.

@@ -17,14 +17,14 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The environment and the working directory of this process. Variables that are not UTF-8
-    /// are passed over.
+    /// The environment and the working directory of this process. What is not UTF-8 is replaced,
+    /// so that its key refuses it rather than not hear of it.
     pub fn process() -> Self {
-        let utf8 = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        };
+        let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
         Self {
-            environment: std::env::vars_os().filter_map(utf8).collect(),
+            environment: std::env::vars_os()
+                .map(|(name, value)| (lossy(name), lossy(value)))
+                .collect(),
             directory: std::env::current_dir().unwrap_or_default(),
         }
     }

@@ -35,7 +35,10 @@ pub type Pool = Engine<SqlitePool, PgPool>;
 
 /// A transaction that [`Db::begin`] began. Dropped without [`Tx::commit`], it is rolled back.
 #[derive(Debug)]
-pub struct Tx(Engine<Transaction<'static, Sqlite>, Transaction<'static, Postgres>>);
+pub struct Tx {
+    engine: Engine<Transaction<'static, Sqlite>, Transaction<'static, Postgres>>,
+    limit: Duration,
+}
 
 /// Runs one query, written once, on whichever engine is behind a [`Pool`] or a [`Tx`]. Its time
 /// and count go to the request's access log line.
@@ -120,14 +123,15 @@ impl Db {
     /// As any query, [`sqlx::Error::PoolTimedOut`] among them.
     #[expect(clippy::disallowed_methods, reason = "this is the begin that is safe to cancel")]
     pub async fn begin(&self) -> sqlx::Result<Tx> {
-        let begin = match self.writer.clone() {
-            Engine::Sqlite(pool) => tokio::spawn(async move {
-                pool.begin_with("BEGIN IMMEDIATE").await.map(|tx| Tx(Engine::Sqlite(tx)))
-            }),
-            Engine::Postgres(pool) => {
-                tokio::spawn(async move { pool.begin().await.map(|tx| Tx(Engine::Postgres(tx))) })
-            }
-        };
+        let limit = self.round_trip();
+        let writer = self.writer.clone();
+        let begin = tokio::spawn(bounded(limit, async move {
+            let tx = match writer {
+                Engine::Sqlite(pool) => Engine::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
+                Engine::Postgres(pool) => Engine::Postgres(pool.begin().await?),
+            };
+            Ok(Tx { engine: tx, limit })
+        }));
         timed(async { begin.await.map_err(|_| sqlx::Error::WorkerCrashed)? }).await
     }
 
@@ -153,6 +157,11 @@ impl Db {
 
     pub fn has_replica(&self) -> bool {
         self.replica_probe.is_some()
+    }
+
+    /// Longest that a connection and one statement on it may take.
+    fn round_trip(&self) -> Duration {
+        self.config.acquire_timeout + self.config.statement_timeout
     }
 
     /// The engine's name.
@@ -228,7 +237,7 @@ impl Pool {
 impl Tx {
     #[doc(hidden)]
     pub fn executor(&mut self) -> Engine<&mut SqliteConnection, &mut PgConnection> {
-        match &mut self.0 {
+        match &mut self.engine {
             Engine::Sqlite(tx) => Engine::Sqlite(&mut **tx),
             Engine::Postgres(tx) => Engine::Postgres(&mut **tx),
         }
@@ -243,32 +252,40 @@ impl Tx {
     }
 
     /// Makes the changes last, then runs `after`: what must follow, such as forgetting cached
-    /// copies. Once called it runs to its end, even if its caller is dropped meanwhile.
+    /// copies. Once called it runs to its end, even if its caller is dropped meanwhile. `after`
+    /// runs unless the database refused the commit: where the connection breaks, nobody knows.
     ///
     /// # Errors
-    /// As any query; the changes are then undone, unless the connection broke during the commit,
-    /// when nobody can know.
+    /// As any query; the changes are then undone, unless the connection broke during the commit.
     pub async fn commit_then(
         self,
         after: impl Future<Output = ()> + Send + 'static,
     ) -> sqlx::Result<()> {
         let task = async move {
-            timed(async {
-                match self.0 {
+            let commit = async {
+                match self.engine {
                     Engine::Sqlite(tx) => tx.commit().await,
                     Engine::Postgres(tx) => tx.commit().await,
                 }
-            })
-            .await?;
-            // The changes are made, whatever becomes of what follows.
-            if let Err(panicked) = panic::catch(after).await {
+            };
+            let committed = timed(bounded(self.limit, commit)).await;
+            let refused = matches!(committed, Err(sqlx::Error::Database(_)));
+            if !refused && let Err(panicked) = panic::catch(after).await {
                 tracing::error!(%panicked, "what was to follow a commit did not");
             }
-            Ok(())
+            committed
         };
         let task = tokio::spawn(inherit_usage(task).in_current_span());
         task.await.map_err(|_| sqlx::Error::WorkerCrashed)?
     }
+}
+
+/// Ends what a server that vanished would never answer; a task of its own has no other end.
+async fn bounded<T>(
+    limit: Duration,
+    work: impl Future<Output = sqlx::Result<T>>,
+) -> sqlx::Result<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
 /// The time for a row's timestamps, to the microsecond, which is what PostgreSQL keeps: a row read

@@ -107,7 +107,7 @@ impl Server {
         S: Clone + Send + 'static,
     {
         let Self { listener, tls, config, .. } = self;
-        let _reload = tls.clone().map(tls::reload_on_hangup);
+        let _reload = tls::reload_on_hangup(tls.clone());
         let handler = Arc::new(Handler::new(&config, tls));
         let shared = handler.clone();
         let serve = move |stream, peer, slot| shared.spawn(stream, peer, app.clone(), slot);

@@ -39,14 +39,18 @@ impl Tls {
 }
 
 /// Reloads on each SIGHUP until the handle is dropped.
-pub(super) fn reload_on_hangup(tls: Arc<Tls>) -> AbortOnDropHandle<()> {
+pub(super) fn reload_on_hangup(tls: Option<Arc<Tls>>) -> AbortOnDropHandle<()> {
     let hangup = signal(SignalKind::hangup());
     AbortOnDropHandle::new(tokio::spawn(async move {
         let mut hangup = match hangup {
             Ok(hangup) => hangup,
-            Err(error) => return tracing::error!(%error, "SIGHUP will not reload the certificate"),
+            Err(error) => return tracing::error!(%error, "SIGHUP cannot be listened to"),
         };
         while hangup.recv().await.is_some() {
+            let Some(tls) = &tls else {
+                tracing::info!("SIGHUP: there is nothing to reload");
+                continue;
+            };
             match tls.reload() {
                 Ok(()) => tracing::info!(cert = %tls.cert.display(), "certificate reloaded"),
                 Err(error) => {

@@ -3,7 +3,8 @@
 //! - Before the first request, TLS handshake and HTTP/2 preface included: `header_timeout`.
 //! - HTTP/1, from the first byte of a later request's head: `header_timeout`.
 //! - No request in flight: `idle_timeout`. HTTP/2 pings are not requests.
-//! - Every request in flight waits for a client that takes none of its response: `write_timeout`.
+//! - Every request in flight waits for the client, and it has taken nothing of one of them:
+//!   `write_timeout`. Requests beside it do not buy a stalled one more time.
 //!
 //! While the handler or its response stream is at work, the watchdog sleeps; how long that may
 //! take is the middleware's to say, as is how long a request body may take to arrive.
@@ -12,6 +13,7 @@
 //! connection, so it would have to be long for balancers and short for attackers; and it does not
 //! run while hyper-util reads the first bytes to tell HTTP/1 from HTTP/2.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -44,9 +46,11 @@ pub(super) struct Activity {
 struct Now {
     /// Requests whose head has arrived and whose response has not all been written.
     in_flight: usize,
-    /// Those of them that wait for us and not for the client.
-    ours: usize,
-    /// When a request last began, ended, or had some of its response written.
+    /// Those of them that wait for the client, and since when it has taken nothing of each.
+    waiting: HashMap<u64, Instant>,
+    /// Requests begun so far, which names them.
+    begun: u64,
+    /// When a request last began or ended.
     progress: Instant,
     /// When the first byte after the last request came.
     head: Option<Instant>,
@@ -56,6 +60,7 @@ struct Now {
 /// response body, then each chunk of it until that is written.
 pub(super) struct InFlight {
     activity: Arc<Activity>,
+    id: u64,
     turn: Mutex<Turn>,
 }
 
@@ -86,7 +91,8 @@ impl Limits {
 impl Activity {
     pub(super) fn new() -> Arc<Self> {
         let accepted = Instant::now();
-        let now = Now { in_flight: 0, ours: 0, progress: accepted, head: None };
+        let now =
+            Now { in_flight: 0, waiting: HashMap::new(), begun: 0, progress: accepted, head: None };
         Arc::new(Self { accepted, version: SetOnce::new(), now: Mutex::new(now) })
     }
 
@@ -103,12 +109,13 @@ impl Activity {
         let _ = self.version.set(version);
         let mut now = lock(&self.now);
         now.in_flight += 1;
-        now.ours += 1;
+        now.begun += 1;
+        let id = now.begun;
         now.progress = Instant::now();
         now.head = None;
         drop(now);
         let turn = Mutex::new(Turn { working: true, unwritten: 0 });
-        Arc::new(InFlight { activity: self.clone(), turn })
+        Arc::new(InFlight { activity: self.clone(), id, turn })
     }
 
     /// Waits until the connection must be closed. An idle one is first asked to go away, by
@@ -142,7 +149,9 @@ impl Activity {
     fn deadline(&self, limits: Limits, left: Option<Instant>) -> Option<(Instant, Expired)> {
         let now = lock(&self.now);
         if now.in_flight > 0 {
-            return (now.ours == 0).then(|| (now.progress + limits.write, Expired::Write));
+            let all_wait = now.waiting.len() == now.in_flight;
+            let oldest = now.waiting.values().min().filter(|_| all_wait)?;
+            return Some((*oldest + limits.write, Expired::Write));
         }
         if let Some(left) = left {
             return Some((left.max(now.progress) + GOODBYE, Expired::Goodbye));
@@ -180,7 +189,9 @@ impl InFlight {
 
     /// Some bytes of a chunk were written.
     pub(super) fn wrote(&self) {
-        lock(&self.activity.now).progress = Instant::now();
+        if let Some(since) = lock(&self.activity.now).waiting.get_mut(&self.id) {
+            *since = Instant::now();
+        }
     }
 
     /// A chunk was written, or given up.
@@ -195,18 +206,20 @@ impl InFlight {
         let after = turn.is_ours();
         if before != after {
             let mut now = lock(&self.activity.now);
-            now.ours = if after { now.ours + 1 } else { now.ours - 1 };
-            now.progress = Instant::now();
+            if after {
+                now.waiting.remove(&self.id);
+            } else {
+                now.waiting.insert(self.id, Instant::now());
+            }
         }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let ours = lock(&self.turn).is_ours();
         let mut now = lock(&self.activity.now);
         now.in_flight -= 1;
-        now.ours -= usize::from(ours);
+        now.waiting.remove(&self.id);
         now.progress = Instant::now();
     }
 }

@@ -94,8 +94,9 @@ pub struct PlanQuery {
     #[garde(skip)]
     pub status: Option<PlanStatus>,
     /// Only plans with this in their name, whatever the case.
-    #[garde(inner(length(chars, min = 1, max = 200), custom(printable)))]
-    #[param(min_length = 1, max_length = 200)]
+    // Short: a search reads every name, and a long pattern is slow to match.
+    #[garde(inner(length(chars, min = 1, max = 64), custom(printable)))]
+    #[param(min_length = 1, max_length = 64)]
     pub q: Option<String>,
 }
 
