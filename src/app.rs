@@ -1,4 +1,5 @@
-//! The application: every room wired into one router. `main`, tests and benches all build it here.
+//! The application: its start, and every room wired into one router. `main` and tests both start it
+//! here.
 
 use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};

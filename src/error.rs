@@ -179,12 +179,14 @@ impl Error {
         }
     }
 
-    fn cause(&self) -> Option<&Cause> {
-        match self {
+    /// What lies behind it, outermost first, for the log.
+    pub fn causes(&self) -> Option<String> {
+        let cause = match self {
             Self::Internal(cause) => Some(cause),
             Self::Unavailable { cause, .. } => cause.as_ref(),
             _ => None,
-        }
+        };
+        cause.map(|cause| chain(cause))
     }
 }
 
@@ -239,11 +241,6 @@ pub struct Failure {
 impl Failure {
     pub fn new(error: Error) -> Self {
         Self { id: Uuid::now_v7(), error }
-    }
-
-    /// The causes, outermost first, for the log.
-    pub fn causes(&self) -> Option<String> {
-        self.error.cause().map(|cause| chain(cause))
     }
 
     /// The document for a request to `instance` with the id `request_id`.
@@ -368,7 +365,7 @@ mod tests {
         let failure = Failure::new(Error::internal("password=hunter2 rejected by db-7"));
         let body = serde_json::to_string(&failure.problem("/x", "id")).unwrap();
         assert!(!body.contains("hunter2") && !body.contains("db-7"), "{body}");
-        assert_eq!(failure.causes().unwrap(), "password=hunter2 rejected by db-7");
+        assert_eq!(failure.error.causes().unwrap(), "password=hunter2 rejected by db-7");
     }
 
     #[test]

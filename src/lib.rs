@@ -1,7 +1,7 @@
 //! Plinth: an axum service, complete and in production shape on the first run, made to be forked.
 //!
-//! Begin with `main.rs`, the whole start-up on one page, then [`app`], where every room is wired
-//! into one router. Imports run one way, in the order below, and never back up.
+//! Begin with `main.rs`, the start-up on one page, then [`app`], where the house is opened and every
+//! room wired into one router. Imports run one way, in the order below, and never back up.
 
 pub mod cli;
 

@@ -30,21 +30,12 @@ impl AppState {
             db.require_migrated().await?;
         }
         let cache = Cache::connect(&config.cache).await?;
-        let (checked_db, checked_cache) = (db.clone(), cache.clone());
-        let replica = db.has_replica().then(|| db.clone());
-        let ping = move || {
-            let db = checked_db.clone();
-            async move { db.ping().await }
-        };
-        health.watch("database", true, ping).await;
-        if let Some(db) = replica {
-            let ping = move || {
-                let db = db.clone();
-                async move { db.ping_replica().await }
-            };
-            health.watch("replica", false, ping).await;
+        let (primary, replica, checked) = (db.clone(), db.clone(), cache.clone());
+        health.watch("database", true, move || primary.clone().ping()).await;
+        if db.has_replica() {
+            health.watch("replica", false, move || replica.clone().ping_replica()).await;
         }
-        health.watch("cache", false, move || std::future::ready(checked_cache.check())).await;
+        health.watch("cache", false, move || std::future::ready(checked.check())).await;
         Ok(Self { db, cache, health })
     }
 

@@ -24,7 +24,8 @@ pub(super) type Flight = Shared<BoxFuture<'static, Outcome>>;
 /// nobody joins a load begun before.
 type Route = (String, Ticket);
 
-/// Longest a load may take; others wait for it, so it must end. Above a query's own timeouts.
+/// Longest a load may take; others wait for it, so it must end. Above what the
+/// database's own timeouts add up to by default.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Default)]

@@ -2,8 +2,9 @@
 //!
 //! A read returns what is fresh; what is past its soft age is returned too, while one background
 //! load renews it, so a slow or failing source is noticed only when an entry reaches its hard age.
-//! Loads of one key are one load. Redis gets `budget` to answer; when it is late or gone, requests
-//! go on from memory, and the cache returns to it by itself. A cache never fails a request.
+//! Loads of one key are one load. Redis gets `budget` to answer; when it is late the request
+//! loads for itself, when it is gone they go on from memory, and the cache returns to it by itself. A
+//! cache never fails a request.
 //!
 //! Removing an entry leaves a tombstone, and storing is a compare-and-set against what the lookup
 //! saw. So a load that read the old row just before a change cannot put it back afterwards.
@@ -21,7 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::CacheConfig;
-use crate::error::{Error, Failure, Result};
+use crate::error::{Error, Result};
 use entry::{Found, Ticket};
 use flight::Flights;
 use memory::Memory;
@@ -170,7 +171,7 @@ impl Cache {
             Ok(Some(_)) => {}
             Ok(None) => self.bury(name).await,
             Err(error) => {
-                let (code, cause) = (error.code(), Failure::new(error.clone()).causes());
+                let (code, cause) = (error.code(), error.causes());
                 tracing::warn!(entry = name, %code, cause, "a cached entry is not renewed");
             }
         }
@@ -184,7 +185,7 @@ impl Cache {
         }
     }
 
-    /// Looks in Redis, or in memory where that does not answer.
+    /// Looks in Redis, or in memory while that is away.
     async fn find(&self, space: &str, name: &str) -> Found {
         if let Some(redis) = &self.0.redis {
             if let Some(found) = redis.get(name, &entry::generation_of(space)).await {

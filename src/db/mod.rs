@@ -140,7 +140,7 @@ impl Db {
     ///
     /// # Errors
     /// Whatever stands in the way.
-    pub async fn ping(&self) -> sqlx::Result<()> {
+    pub async fn ping(self) -> sqlx::Result<()> {
         self.probe.ping().await
     }
 
@@ -148,7 +148,7 @@ impl Db {
     ///
     /// # Errors
     /// Whatever stands in the way.
-    pub async fn ping_replica(&self) -> sqlx::Result<()> {
+    pub async fn ping_replica(self) -> sqlx::Result<()> {
         match &self.replica_probe {
             Some(probe) => probe.ping().await,
             None => Ok(()),
@@ -206,24 +206,13 @@ impl Pool {
 
     fn status(&self) -> PoolStatus {
         match self {
-            Self::Sqlite(pool) => PoolStatus {
-                size: pool.size(),
-                idle: pool.num_idle(),
-                max: pool.options().get_max_connections(),
-            },
-            Self::Postgres(pool) => PoolStatus {
-                size: pool.size(),
-                idle: pool.num_idle(),
-                max: pool.options().get_max_connections(),
-            },
+            Self::Sqlite(pool) => PoolStatus::of(pool),
+            Self::Postgres(pool) => PoolStatus::of(pool),
         }
     }
 
     async fn ping(&self) -> sqlx::Result<()> {
-        match self {
-            Self::Sqlite(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
-            Self::Postgres(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
-        }
+        on!(self, |conn| sqlx::query("SELECT 1").execute(conn).await.map(drop))
     }
 
     async fn close(&self) {
@@ -231,6 +220,13 @@ impl Pool {
             Self::Sqlite(pool) => pool.close().await,
             Self::Postgres(pool) => pool.close().await,
         }
+    }
+}
+
+impl PoolStatus {
+    fn of<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> Self {
+        let max = pool.options().get_max_connections();
+        Self { size: pool.size(), idle: pool.num_idle(), max }
     }
 }
 

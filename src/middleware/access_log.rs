@@ -126,7 +126,7 @@ impl Drop for Line {
                     db_queries = self.usage.queries(),
                     error_id = self.failure.as_ref().map(|failure| failure.id.to_string()),
                     error_code = self.failure.as_ref().map(|failure| failure.error.code().into_owned()),
-                    cause = self.failure.as_ref().and_then(Failure::causes),
+                    cause = self.failure.as_ref().and_then(|failure| failure.error.causes()),
                     "request"
                 )
             };

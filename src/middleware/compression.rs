@@ -10,14 +10,14 @@ use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove
 const WORTH_IT: u64 = 1024;
 
 /// Not for `text/…`: the scripts of `/docs` are large, and packing them anew for whoever asks would
-/// take the processor from the API. An answer with an ETag stays as it is: a strong one names these very bytes (RFC 9110, 8.8.3.3).
+/// take the processor from the API. An answer with an ETag stays as it is: a strong one names these
+/// very bytes (RFC 9110, 8.8.3.3).
 pub(super) fn layer() -> CompressionLayer<impl Predicate> {
     let has_no_etag = |_: StatusCode, _: Version, headers: &HeaderMap, _: &Extensions| {
         !headers.contains_key(ETAG)
     };
     let worth_it = SizeAbove::new(WORTH_IT)
         .and(NotForContentType::IMAGES)
-        .and(NotForContentType::SSE)
         .and(NotForContentType::GRPC)
         .and(NotForContentType::const_new("text/"))
         .and(has_no_etag);

@@ -81,7 +81,7 @@ pub fn report(failure: &Failure, request: Request<'_>) {
         return;
     }
     let code = failure.error.code().into_owned();
-    let cause = failure.causes().unwrap_or_else(|| failure.error.detail());
+    let cause = failure.error.causes().unwrap_or_else(|| failure.error.detail());
     sentry::capture_event(Event {
         level: Level::Error,
         transaction: Some(format!("{} {}", request.method, request.route)),

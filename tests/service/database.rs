@@ -254,7 +254,7 @@ both_databases! {
         let Err(error) = db.begin().await else { panic!("there was but one connection") };
         assert!(matches!(error, sqlx::Error::PoolTimedOut), "{error:?}");
         assert_eq!(Error::from(error).status(), StatusCode::SERVICE_UNAVAILABLE);
-        db.ping().await.unwrap();
+        db.clone().ping().await.unwrap();
         drop(held);
         until("it is free again", async || db.begin().await.is_ok()).await;
     }
@@ -488,7 +488,7 @@ async fn a_password_of_its_own_takes_the_place_of_the_urls() {
     let password = Some(Secret::new("0123456789"));
     let db = Db::connect(&DatabaseConfig { password, ..settings(&database) }).await.unwrap();
     db.migrate().await.unwrap();
-    db.ping().await.unwrap();
+    db.clone().ping().await.unwrap();
 }
 
 /// A folder that goes when it is dropped.
