@@ -136,6 +136,11 @@ pub fn openapi() -> OpenApi {
     document
 }
 
+/// Every scope that a route asks for.
+pub fn scopes() -> std::collections::BTreeSet<&'static str> {
+    ["plans:read", "plans:write"].into()
+}
+
 fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(api::document())
         .merge(api::routes())

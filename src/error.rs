@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::header::RETRY_AFTER;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -27,6 +27,10 @@ pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
 pub enum Error {
     /// 400: a path, a query, a header or a body that cannot be read.
     Malformed(Vec<FieldError>),
+    /// 401: says what is wrong with the credential, or that there is none.
+    Unauthorized { reason: &'static str, presented: bool },
+    /// 403: names the scope that is missing.
+    Forbidden { scope: &'static str },
     /// 404: names what was not found, such as `plan`.
     NotFound(&'static str),
     /// 405: the `Allow` header says what would do.
@@ -45,10 +49,14 @@ pub enum Error {
     Invalid(Vec<FieldError>),
     /// 428: `If-Match` is missing.
     PreconditionRequired,
+    /// 429: names the policies that are used up.
+    TooManyRequests { policies: Vec<String>, retry_after: Duration },
     /// 500: our fault.
     Internal(Cause),
     /// 503: a dependency, named, cannot serve just now.
     Unavailable { what: &'static str, retry_after: Duration, cause: Option<Cause> },
+    /// 503: too much is being worked on already.
+    Overloaded,
     /// 504: the handler took longer than `server.request_timeout`.
     Timeout,
     /// Any other 4xx or 5xx that came without a body of its own.
@@ -119,6 +127,8 @@ impl Error {
     fn kind(&self) -> (StatusCode, Option<&'static str>) {
         let (status, code) = match self {
             Self::Malformed(_) => (StatusCode::BAD_REQUEST, "MALFORMED_REQUEST"),
+            Self::Unauthorized { .. } => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"),
+            Self::Forbidden { .. } => (StatusCode::FORBIDDEN, "FORBIDDEN"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "NOT_FOUND"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED"),
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "BODY_TIMEOUT"),
@@ -132,8 +142,10 @@ impl Error {
             Self::PreconditionRequired => {
                 (StatusCode::PRECONDITION_REQUIRED, "PRECONDITION_REQUIRED")
             }
+            Self::TooManyRequests { .. } => (StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_REQUESTS"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_ERROR"),
             Self::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "OVERLOADED"),
             Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "TIMEOUT"),
             Self::Status(status) => return (*status, None),
         };
@@ -147,6 +159,8 @@ impl Error {
                 [fault] => fault.detail.clone(),
                 _ => "the request could not be read".into(),
             },
+            Self::Unauthorized { reason, .. } => (*reason).into(),
+            Self::Forbidden { scope } => format!("this needs the scope {scope}"),
             Self::NotFound(what) => format!("there is no such {what}"),
             Self::MethodNotAllowed => "this route does not answer that method".into(),
             Self::BodyTimeout => "the request body took too long to arrive".into(),
@@ -163,13 +177,24 @@ impl Error {
             Self::PreconditionRequired => {
                 "send If-Match with the ETag of the version this changes".into()
             }
+            Self::TooManyRequests { policies, retry_after } => {
+                let seconds = whole_seconds(*retry_after);
+                format!("the limit {} is used up; try again in {seconds} s", policies.join(", "))
+            }
             Self::Internal(_) => "something went wrong on our side; quote the error_id".into(),
             Self::Unavailable { what, .. } => {
                 format!("{what} is not available just now; try again")
             }
+            Self::Overloaded => "too much is being worked on just now; try again".into(),
             Self::Timeout => "the request took longer than this service allows".into(),
             Self::Status(status) => title(*status).to_lowercase(),
         }
+    }
+
+    /// Whether it is a fault of this service, for people to look into. An overload is not: it is one
+    /// of very many, and refusing is what is wanted.
+    pub fn is_fault(&self) -> bool {
+        self.status().is_server_error() && !matches!(self, Self::Overloaded)
     }
 
     fn fields(&self) -> &[FieldError] {
@@ -259,6 +284,10 @@ impl Failure {
             request_id: request_id.into(),
             timestamp: Utc::now(),
             errors: self.error.fields().to_vec(),
+            violated_policies: match &self.error {
+                Error::TooManyRequests { policies, .. } => policies.clone(),
+                _ => Vec::new(),
+            },
         }
     }
 }
@@ -283,9 +312,10 @@ pub struct Problem {
     /// Names this one failure in our logs.
     #[schema(example = "0199f3c2-7b1e-7cc0-b7a5-3f1d2f3c4d5e")]
     error_id: Uuid,
-    /// Stable, for programs: MALFORMED_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TIMEOUT, CONFLICT,
-    /// PRECONDITION_FAILED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, VALIDATION_FAILED,
-    /// PRECONDITION_REQUIRED, INTERNAL_ERROR, UNAVAILABLE or TIMEOUT; else the status in words.
+    /// Stable, for programs: MALFORMED_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND,
+    /// METHOD_NOT_ALLOWED, BODY_TIMEOUT, CONFLICT, PRECONDITION_FAILED, BODY_TOO_LARGE,
+    /// UNSUPPORTED_MEDIA_TYPE, VALIDATION_FAILED, PRECONDITION_REQUIRED, TOO_MANY_REQUESTS,
+    /// INTERNAL_ERROR, UNAVAILABLE, OVERLOADED or TIMEOUT; else the status in words.
     #[schema(example = "NOT_FOUND")]
     code: Cow<'static, str>,
     /// The same as `detail`, for clients that look for it under this name.
@@ -299,6 +329,9 @@ pub struct Problem {
     /// Each fault in the input, when that is what failed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldError>,
+    /// The policies that are used up, by the names they have in `RateLimit-Policy`.
+    #[serde(rename = "violated-policies", skip_serializing_if = "Vec::is_empty")]
+    violated_policies: Vec<String>,
 }
 
 /// An error with what caused it, outermost first. One that repeats its cause, as sqlx's do, is
@@ -326,13 +359,38 @@ impl IntoResponse for Error {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let mut response = self.error.status().into_response();
-        if let Error::Unavailable { retry_after, .. } = &self.error {
-            let seconds = retry_after.as_secs().max(1);
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        let headers = response.headers_mut();
+        match &self.error {
+            Error::Unavailable { retry_after, .. } | Error::TooManyRequests { retry_after, .. } => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(*retry_after)));
+            }
+            Error::Overloaded => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(1));
+            }
+            Error::Unauthorized { presented, .. } => {
+                let challenge = if *presented { INVALID_TOKEN } else { CHALLENGE };
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+            }
+            Error::Forbidden { scope } => {
+                let challenge =
+                    format!("{CHALLENGE}, error=\"insufficient_scope\", scope=\"{scope}\"");
+                headers.extend(HeaderValue::try_from(challenge).map(|c| (WWW_AUTHENTICATE, c)));
+            }
+            _ => {}
         }
         response.extensions_mut().insert(self);
         response
     }
+}
+
+/// Challenges as RFC 6750, section 3 has them.
+const CHALLENGE: &str = concat!("Bearer realm=\"", env!("CARGO_PKG_NAME"), "\"");
+const INVALID_TOKEN: &str =
+    concat!("Bearer realm=\"", env!("CARGO_PKG_NAME"), "\", error=\"invalid_token\"");
+
+/// For `Retry-After`: never too early, never at once.
+pub fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0 || duration.is_zero())
 }
 
 /// What echoes the input says enough in so many characters.

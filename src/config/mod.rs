@@ -5,17 +5,21 @@
 //! `APP_SECTION__KEY`; the names the ecosystem already uses (`DATABASE_URL`, `PORT`, …) work too,
 //! and any of them may be given as a file by appending `_FILE`.
 
+mod auth;
 mod cache;
 mod cors;
 mod database;
 mod explain;
 mod fault;
+mod flood_guard;
 mod health;
 mod keys;
 mod layers;
 mod load;
 mod log;
+mod policy;
 mod production;
+mod rate_limit;
 mod secret;
 mod security_headers;
 mod sentry;
@@ -23,19 +27,23 @@ mod server;
 mod size;
 mod validate;
 
+pub use auth::{AuthConfig, AuthMode, JwtAlgorithm, JwtConfig};
 pub use cache::CacheConfig;
 pub use cors::CorsConfig;
 pub use database::DatabaseConfig;
 pub use explain::{Explained, Overridden, table};
 pub use fault::{Fault, Faults};
+pub use flood_guard::FloodGuardConfig;
 pub use health::HealthConfig;
 pub use load::{Loaded, Sources, load};
 pub use log::{LogConfig, LogFormat};
+pub use policy::{Policies, Policy};
 pub use production::{Finding, Grade, production_findings};
+pub use rate_limit::{ClassConfig, KeyBy, OnStoreFailure, RateLimitConfig};
 pub use secret::{Secret, SecretUrl};
 pub use security_headers::SecurityHeadersConfig;
 pub use sentry::SentryConfig;
-pub use server::ServerConfig;
+pub use server::{ForwardedHeader, ServerConfig};
 
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +76,9 @@ pub struct Config {
     pub server: ServerConfig,
     pub database: DatabaseConfig,
     pub cache: CacheConfig,
+    pub auth: AuthConfig,
+    pub rate_limit: RateLimitConfig,
+    pub flood_guard: FloodGuardConfig,
     pub log: LogConfig,
     pub sentry: SentryConfig,
     pub cors: CorsConfig,
@@ -83,6 +94,9 @@ impl Config {
             server: ServerConfig::defaults(env),
             database: DatabaseConfig::default(),
             cache: CacheConfig::default(),
+            auth: AuthConfig::defaults(env),
+            rate_limit: RateLimitConfig::default(),
+            flood_guard: FloodGuardConfig::default(),
             log: LogConfig::defaults(env),
             sentry: SentryConfig::default(),
             cors: CorsConfig::default(),

@@ -19,8 +19,11 @@ pub struct ServerConfig {
     pub port: u16,
     /// The origin clients use, such as `https://api.example.com`; for links in the API document.
     pub public_url: Option<String>,
-    /// Networks whose `X-Forwarded-For` is believed, as CIDRs.
+    /// Networks of proxies that are believed when they say whom they forward for, as CIDRs.
     pub trusted_proxies: Vec<IpNet>,
+    /// The header in which they say it. The other one is the client's own word: a proxy passes on
+    /// what it does not write.
+    pub forwarded_header: ForwardedHeader,
     /// Longest a handler may take before its request is answered with 504.
     #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,
@@ -47,6 +50,13 @@ pub struct ServerConfig {
     pub write_timeout: Duration,
     /// Connections open at once; more wait in the kernel's backlog.
     pub max_connections: usize,
+    /// Requests worked on at once, probes apart; more are 503.
+    pub max_in_flight: usize,
+    /// Of these, one client address's.
+    pub max_in_flight_per_client: usize,
+    /// Longest a request waits for its turn before it is that 503.
+    #[serde(with = "humantime_serde")]
+    pub queue_timeout: Duration,
     /// How long to go on accepting after SIGTERM, while balancers notice that we are not ready.
     #[serde(with = "humantime_serde")]
     pub pre_stop_delay: Duration,
@@ -59,6 +69,14 @@ pub struct ServerConfig {
     pub tls_key: Option<PathBuf>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardedHeader {
+    XForwardedFor,
+    /// RFC 7239
+    Forwarded,
+}
+
 impl ServerConfig {
     pub(super) fn defaults(env: Environment) -> Self {
         Self {
@@ -66,6 +84,7 @@ impl ServerConfig {
             port: 8080,
             public_url: None,
             trusted_proxies: Vec::new(),
+            forwarded_header: ForwardedHeader::XForwardedFor,
             request_timeout: Duration::from_secs(30),
             body_limit: ByteSize::kib(256),
             body_idle_timeout: Duration::from_secs(10),
@@ -74,6 +93,9 @@ impl ServerConfig {
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(30),
             max_connections: 10_000,
+            max_in_flight: 256,
+            max_in_flight_per_client: 64,
+            queue_timeout: Duration::from_millis(25),
             pre_stop_delay: match env {
                 Environment::Production => Duration::from_secs(5),
                 Environment::Development | Environment::Test => Duration::ZERO,

@@ -1,24 +1,42 @@
 //! The rules that hold in every environment. Production's own are in `production`.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tracing_subscriber::filter::Targets;
 use url::Url;
 
 use super::{
-    CacheConfig, Config, CorsConfig, DatabaseConfig, Fault, HealthConfig, LogConfig, SecretUrl,
-    SentryConfig, ServerConfig,
+    AuthConfig, CacheConfig, Config, CorsConfig, DatabaseConfig, Fault, FloodGuardConfig,
+    HealthConfig, JwtConfig, LogConfig, OnStoreFailure, RateLimitConfig, SecretUrl, SentryConfig,
+    ServerConfig,
 };
 
 /// The breaches of the rules that hold in every environment.
 pub(super) fn faults(config: &Config, source_of: impl Fn(&str) -> String) -> Vec<Fault> {
-    let Config { env: _, server, database, cache, log, sentry, cors, security_headers: _, health } =
-        config;
+    let Config {
+        env: _,
+        server,
+        database,
+        cache,
+        auth,
+        rate_limit,
+        flood_guard,
+        log,
+        sentry,
+        cors,
+        security_headers: _,
+        health,
+    } = config;
     let checks = [
         check_server(server),
         check_database(database),
         check_cache(cache),
+        check_auth(auth),
+        check_rate_limit(rate_limit),
+        check_flood_guard(flood_guard),
         check_log(log),
         check_sentry(sentry),
         check_cors(cors),
@@ -71,6 +89,8 @@ fn check_server(server: &ServerConfig) -> Vec<Check> {
         not_zero("server.write_timeout", server.write_timeout),
         not_zero("server.drain_timeout", server.drain_timeout),
         at_least_one("server.max_connections", server.max_connections as u64),
+        at_least_one("server.max_in_flight", server.max_in_flight as u64),
+        at_least_one("server.max_in_flight_per_client", server.max_in_flight_per_client as u64),
         at_least_one("server.body_limit", server.body_limit.as_u64()),
         check(
             server.tls_cert.is_none() && server.tls_key.is_some(),
@@ -162,6 +182,107 @@ fn check_cache(cache: &CacheConfig) -> Vec<Check> {
         checks.push(malformed("cache.redis_url", url));
     }
     checks
+}
+
+fn check_auth(auth: &AuthConfig) -> Vec<Check> {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    let mut checks = vec![check(
+        auth.key_prefix.is_empty() || !auth.key_prefix.chars().all(word),
+        "auth.key_prefix",
+        format!("`{}` is not one word", auth.key_prefix),
+        "set APP_AUTH__KEY_PREFIX to letters, digits and `-`, such as `acme`",
+    )];
+    let path = auth.principals_file.as_deref();
+    checks.extend(path.and_then(|path| unreadable("auth.principals_file", path)));
+    checks.extend(check_jwt(&auth.jwt));
+    checks
+}
+
+fn check_jwt(jwt: &JwtConfig) -> Vec<Check> {
+    let on = jwt.issuer.is_some();
+    let jwks = jwt.jwks.as_deref().unwrap_or_default();
+    let mut checks = vec![
+        check(
+            on && jwt.audience.is_empty(),
+            "auth.jwt.audience",
+            "with an issuer and no audience, tokens for other services would do here",
+            "set APP_AUTH__JWT__AUDIENCE to what the issuer calls this service",
+        ),
+        check(
+            on && jwks.is_empty(),
+            "auth.jwt.jwks",
+            "there is an issuer, and no keys to check its tokens with",
+            "set APP_AUTH__JWT__JWKS to its `jwks_uri`, or to a file",
+        ),
+        check(
+            !on && !jwks.is_empty(),
+            "auth.jwt.issuer",
+            "there are keys, and no issuer whose tokens they are to check",
+            "set APP_AUTH__JWT__ISSUER to the `iss` of its tokens",
+        ),
+        check(
+            jwt.algorithms.is_empty(),
+            "auth.jwt.algorithms",
+            "no token could be accepted",
+            "set APP_AUTH__JWT__ALGORITHMS, such as `RS256,ES256`",
+        ),
+        not_zero("auth.jwt.refresh", jwt.refresh),
+        not_zero("auth.jwt.cooldown", jwt.cooldown),
+    ];
+    if !jwks.is_empty() && !jwks.contains("://") {
+        checks.extend(unreadable("auth.jwt.jwks", Path::new(jwks)));
+    }
+    checks
+}
+
+fn check_rate_limit(rate_limit: &RateLimitConfig) -> Vec<Check> {
+    let mut checks = vec![];
+    for entry in &rate_limit.exempt {
+        checks.push(check(
+            !is_exemptible(entry),
+            "rate_limit.exempt",
+            format!("`{entry}` is neither a network nor a principal"),
+            "write networks as `10.0.0.0/8` or, since clients are told apart by /64, \
+             `2001:db8::/64`; principals as `key:name` or `user:subject`",
+        ));
+    }
+    for (name, class) in &rate_limit.classes {
+        checks.push(check(
+            class.limit.is_none() && !RateLimitConfig::BUILT_IN.contains(&name.as_str()),
+            "rate_limit.classes",
+            format!("`{name}` has no limit"),
+            "give it one, such as `limit = \"10/minute\"`",
+        ));
+        checks.push(check(
+            class.limit.is_some() && RateLimitConfig::BUILT_IN.contains(&name.as_str()),
+            "rate_limit.classes",
+            format!("`{name}` has its limit in rate_limit.{name}"),
+            "move it there",
+        ));
+        checks.push(check(
+            name == "auth" && class.on_store_failure == Some(OnStoreFailure::Allow),
+            "rate_limit.classes",
+            "`auth` must stay limited when Redis is away",
+            "set its on_store_failure to `local` or `deny`",
+        ));
+    }
+    checks
+}
+
+fn is_exemptible(entry: &str) -> bool {
+    let network = entry.parse().or_else(|_| entry.parse::<IpAddr>().map(IpNet::from));
+    match network {
+        Ok(IpNet::V6(network)) => network.prefix_len() <= 64,
+        Ok(IpNet::V4(_)) => true,
+        Err(_) => entry.split_once(':').is_some_and(|(kind, _)| matches!(kind, "key" | "user")),
+    }
+}
+
+fn check_flood_guard(flood_guard: &FloodGuardConfig) -> Vec<Check> {
+    vec![
+        at_least_one("flood_guard.per_second", flood_guard.per_second.into()),
+        at_least_one("flood_guard.burst", flood_guard.burst.into()),
+    ]
 }
 
 fn check_log(log: &LogConfig) -> Vec<Check> {
