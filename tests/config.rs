@@ -163,13 +163,53 @@ fn unknown_keys_are_faults_with_a_way_out() {
         ("APP_SERVR__PORT", "did you mean `APP_SERVER__PORT`?"),
         ("APP_HEALTH__QQ", "take one of: APP_HEALTH__INTERVAL, APP_HEALTH__TIMEOUT"),
         ("APP_SERVER__PORT__NUMBER", "take one of: APP_SERVER__BIND, "),
-        ("APP___PORT", "begin with a section: cache, cors, "),
+        ("APP___PORT", "begin with a section: auth, cache, "),
     ] {
         let fault = only(Place::new().load([(name, "1")]));
         assert!(fault.fix.contains(fix), "{name}: {fault:?}");
     }
     let fault = only(Place::new().file("plinth.toml", "[sever]\nport = 1\n").load([]));
     assert_eq!(fault.fix, "did you mean `server`?");
+}
+
+#[test]
+fn quota_classes_are_the_users_to_name() {
+    let file = "[rate_limit]\ndefault = \"1/s\"\n[rate_limit.classes.search]\nlimit = \"3/m\"\n";
+    let place = Place::new().file("plinth.toml", file);
+    let loaded = place
+        .load([
+            ("APP_RATE_LIMIT__CLASSES__REPORTS__LIMIT", "10/minute, 100/hour"),
+            ("APP_RATE_LIMIT__CLASSES__REPORTS__KEY", "ip"),
+        ])
+        .unwrap();
+    let classes = loaded.config.rate_limit.classes();
+    assert_eq!(
+        classes.into_iter().collect::<Vec<_>>(),
+        ["auth", "default", "reports", "search", "strict"]
+    );
+    let limit = entry(&loaded, "rate_limit.classes.reports.limit");
+    assert_eq!(limit.value, "10/minute, 100/hour");
+    assert_eq!(limit.source, "environment (APP_RATE_LIMIT__CLASSES__REPORTS__LIMIT)");
+    assert_eq!(entry(&loaded, "rate_limit.default").value, "1/second");
+}
+
+#[test]
+fn a_quota_that_is_none_is_a_fault_with_its_key() {
+    let fault = |file: &str| only(Place::new().file("plinth.toml", file).load([]));
+    let of_default = fault("[rate_limit]\ndefault = \"10/fortnight\"\n");
+    assert!(of_default.problem.contains("`10/fortnight` is not a limit such as"), "{of_default:?}");
+    let of_class = fault("[rate_limit.classes.search]\nlimit = \"0/m\"\n");
+    assert_eq!(of_class.key, "rate_limit.classes.search.limit");
+    assert!(of_class.problem.contains("lets nobody through"), "{of_class:?}");
+    let without = fault("[rate_limit.classes.search]\nkey = \"ip\"\n");
+    assert_eq!(
+        (&*without.key, &*without.problem),
+        ("rate_limit.classes.search.limit", "it is a class without a limit")
+    );
+    let open = fault("[rate_limit.classes.auth]\non_store_failure = \"allow\"\n");
+    assert_eq!(open.key, "rate_limit.classes.auth.on_store_failure");
+    let exempt = fault("[rate_limit]\nexempt = [\"10.0.0.0/8\", \"key:ci\", \"2001:db8::1\"]\n");
+    assert!(exempt.problem.starts_with("`2001:db8::1` is neither"), "{exempt:?}");
 }
 
 #[test]

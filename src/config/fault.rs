@@ -60,7 +60,8 @@ fn unknown(keys: &Keys, setting: &Setting) -> (String, String) {
 /// figment's own messages quote the value, so they are used for what is not secret alone.
 fn problem(keys: &Keys, setting: &Setting, kind: &Kind) -> String {
     // What stands in a section's place may be anything, a URL with a password for one.
-    let secret = keys.default_of(&setting.key).is_none() || keys.is_secret(&setting.key);
+    let known = keys.default_of(&setting.key).is_some() || keys.is_in_map(&setting.key);
+    let secret = !known || keys.is_secret(&setting.key);
     let value = if secret { "the value".into() } else { format!("`{}`", show(&setting.value)) };
     match kind {
         Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => {

@@ -21,6 +21,9 @@ const ALIASES: [(&str, &str); 6] = [
     ("RUST_LOG", "log.filter"),
 ];
 
+/// Tables whose members' names are the user's own, so that no default tells them.
+const MAPS: [&str; 1] = ["rate_limit.classes"];
+
 const PREFIX: &str = "APP_";
 pub(super) const UNSET: &str = "unset";
 
@@ -93,7 +96,13 @@ impl Keys {
     }
 
     pub fn is_section(&self, path: &str) -> bool {
-        self.below(path).next().is_some()
+        self.below(path).next().is_some() || MAPS.contains(&path) || self.is_in_map(path)
+    }
+
+    /// Whether it is in a table whose members the user names.
+    pub fn is_in_map(&self, path: &str) -> bool {
+        let below = |map| path.strip_prefix(map).is_some_and(|rest: &str| rest.starts_with('.'));
+        MAPS.into_iter().any(below)
     }
 
     pub fn recognise(&self, name: &str) -> Name {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use url::Url;
 
-use super::{Config, LogFormat, SecretUrl, ServerConfig};
+use super::{AuthMode, Config, LogFormat, SecretUrl, ServerConfig};
 
 /// `Warn` is for people to weigh; `Fail` keeps production from starting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +54,40 @@ const KUBERNETES_GRACE: Duration = Duration::from_secs(30);
 const AFTER_DRAIN: Duration = Duration::from_millis(4500);
 
 const PRODUCTION: &[Rule] = &[
+    Rule {
+        key: "auth.mode",
+        rule: "callers say who they are",
+        breach: Grade::Fail,
+        fix: "set APP_AUTH__MODE=required, and make keys with `plinth key create`",
+        judge: |config| match config.auth.mode {
+            AuthMode::Required => (true, "required".into()),
+            AuthMode::Open => (false, "open".into()),
+        },
+    },
+    Rule {
+        key: "auth.jwt.jwks",
+        rule: "the issuer's keys come by TLS or from a file",
+        breach: Grade::Fail,
+        fix: "set APP_AUTH__JWT__JWKS to an https URL or to a file",
+        judge: |config| {
+            let jwks = config.auth.jwt.jwks.as_deref().unwrap_or_default();
+            (!jwks.starts_with("http://"), or_none(jwks))
+        },
+    },
+    Rule {
+        key: "rate_limit.enabled",
+        rule: "callers have quotas",
+        breach: Grade::Warn,
+        fix: "set APP_RATE_LIMIT__ENABLED=true, unless a gateway in front counts",
+        judge: |config| on_or_off(config.rate_limit.enabled),
+    },
+    Rule {
+        key: "flood_guard.enabled",
+        rule: "no address can flood it",
+        breach: Grade::Warn,
+        fix: "set APP_FLOOD_GUARD__ENABLED=true, unless something in front guards",
+        judge: |config| on_or_off(config.flood_guard.enabled),
+    },
     Rule {
         key: "cors.allowed_origins",
         rule: "only named origins may call",
@@ -146,7 +180,7 @@ const PRODUCTION: &[Rule] = &[
     },
     Rule {
         key: "cache.redis_url",
-        rule: "replicas share one cache",
+        rule: "replicas share one cache and one count",
         breach: Grade::Warn,
         fix: "set REDIS_URL, unless there is only ever one replica",
         judge: |config| {
@@ -179,10 +213,7 @@ const PRODUCTION: &[Rule] = &[
         rule: "security headers are sent",
         breach: Grade::Warn,
         fix: "set APP_SECURITY_HEADERS__ENABLED=true, unless a proxy in front sends them",
-        judge: |config| {
-            let on = config.security_headers.enabled;
-            (on, if on { "on" } else { "off" }.into())
-        },
+        judge: |config| on_or_off(config.security_headers.enabled),
     },
 ];
 
@@ -265,6 +296,10 @@ fn judge_secret((key, secret): (&'static str, String)) -> Finding {
         found: if placeholder { "a well-known placeholder" } else { "a secret" }.into(),
         fix: "make one with `openssl rand -hex 32`, and give it as a file by appending _FILE",
     }
+}
+
+fn on_or_off(on: bool) -> (bool, String) {
+    (on, if on { "on" } else { "off" }.into())
 }
 
 fn or_none(text: &str) -> String {

@@ -1,6 +1,6 @@
 //! Quotas: how often a caller may call, by class of route.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -80,4 +80,9 @@ impl Default for RateLimitConfig {
 impl RateLimitConfig {
     /// The classes that are always there.
     pub const BUILT_IN: [&str; 3] = ["default", "auth", "strict"];
+
+    /// The names of all classes.
+    pub fn classes(&self) -> BTreeSet<String> {
+        Self::BUILT_IN.map(str::to_owned).into_iter().chain(self.classes.keys().cloned()).collect()
+    }
 }

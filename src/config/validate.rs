@@ -1,5 +1,6 @@
 //! The rules that hold in every environment. Production's own are in `production`.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -45,8 +46,8 @@ pub(super) fn faults(config: &Config, source_of: impl Fn(&str) -> String) -> Vec
     let broken = checks.into_iter().flatten().filter(|check| check.broken);
     broken
         .map(|Check { key, problem, fix, .. }| Fault {
-            key: key.to_owned(),
-            source: source_of(key),
+            source: source_of(&key),
+            key: key.into_owned(),
             problem,
             fix: fix.to_owned(),
         })
@@ -55,13 +56,18 @@ pub(super) fn faults(config: &Config, source_of: impl Fn(&str) -> String) -> Vec
 
 struct Check {
     broken: bool,
-    key: &'static str,
+    key: Cow<'static, str>,
     problem: String,
     fix: &'static str,
 }
 
-fn check(broken: bool, key: &'static str, problem: impl Into<String>, fix: &'static str) -> Check {
-    Check { broken, key, problem: problem.into(), fix }
+fn check(
+    broken: bool,
+    key: impl Into<Cow<'static, str>>,
+    problem: impl Into<String>,
+    fix: &'static str,
+) -> Check {
+    Check { broken, key: key.into(), problem: problem.into(), fix }
 }
 
 fn not_zero(key: &'static str, duration: Duration) -> Check {
@@ -247,23 +253,25 @@ fn check_rate_limit(rate_limit: &RateLimitConfig) -> Vec<Check> {
         ));
     }
     for (name, class) in &rate_limit.classes {
+        let key = |field: &str| format!("rate_limit.classes.{name}.{field}");
+        let built_in = RateLimitConfig::BUILT_IN.contains(&name.as_str());
         checks.push(check(
-            class.limit.is_none() && !RateLimitConfig::BUILT_IN.contains(&name.as_str()),
-            "rate_limit.classes",
-            format!("`{name}` has no limit"),
-            "give it one, such as `limit = \"10/minute\"`",
+            class.limit.is_none() && !built_in,
+            key("limit"),
+            "it is a class without a limit",
+            "give it one, such as `10/minute`",
         ));
         checks.push(check(
-            class.limit.is_some() && RateLimitConfig::BUILT_IN.contains(&name.as_str()),
-            "rate_limit.classes",
-            format!("`{name}` has its limit in rate_limit.{name}"),
+            class.limit.is_some() && built_in,
+            key("limit"),
+            format!("that class has its limit in rate_limit.{name}"),
             "move it there",
         ));
         checks.push(check(
             name == "auth" && class.on_store_failure == Some(OnStoreFailure::Allow),
-            "rate_limit.classes",
-            "`auth` must stay limited when Redis is away",
-            "set its on_store_failure to `local` or `deny`",
+            key("on_store_failure"),
+            "failed credentials must stay limited when Redis is away",
+            "set it to `local` or `deny`",
         ));
     }
     checks
