@@ -3,7 +3,7 @@ COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose 
 SCRIPTS = .ci/run tests/support/services.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt openapi docker-up docker-down clean
+.PHONY: help run test bench check fmt openapi docker-up docker-down clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ run: ## Run the service; the first time, this builds it
 
 test: ## Run every test, with a PostgreSQL and a Redis of its own (ARGS=name for some)
 	tests/support/services.sh run cargo test --no-fail-fast $(ARGS)
+
+bench: ## Measure what limits and authentication cost (builds a release)
+	cargo bench
 
 check: ## Format, lints and docs, warnings being errors
 	cargo fmt --check
@@ -32,7 +35,8 @@ docker-up: ## Build the image, and run it on PostgreSQL and Redis in Docker
 	GIT_COMMIT=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) $(COMPOSE) up -d --build
 	@for _ in $$(seq 30); do \
 		if $(COMPOSE) exec -T app /usr/local/bin/plinth healthcheck >/dev/null 2>&1; then \
-			echo "ready: http://$$($(COMPOSE) port app 8080)/docs"; exit 0; \
+			echo "ready: http://$$($(COMPOSE) port app 8080)/docs"; \
+			echo "an API key: $(COMPOSE) exec app plinth key create --name me --scopes '*'"; exit 0; \
 		fi; \
 		sleep 1; \
 	done; \

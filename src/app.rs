@@ -1,27 +1,31 @@
 //! The application: its start, and every room wired into one router. `main` and tests both start it
 //! here.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use axum::Router;
 use axum::extract::Request;
 use axum::response::Response;
 use axum::routing::future::RouteFuture;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 use tower::Service;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
-use crate::api;
+use crate::api::{self, Routes};
+use crate::auth::{Auth, Known};
 use crate::config::Config;
 use crate::error::Error;
 use crate::health::{self, Health};
-use crate::middleware;
+use crate::middleware::{self, FloodGuard};
 use crate::server::{Drained, Server, Shutdown};
 use crate::state::AppState;
 
@@ -31,6 +35,7 @@ pub struct Running {
     pub url: String,
     pub state: AppState,
     serving: JoinHandle<Drained>,
+    _reload: AbortOnDropHandle<()>,
 }
 
 /// Starts the service: the listener first, so that probes have an answer while the rest is opened.
@@ -47,13 +52,17 @@ pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Optio
     let serve = server.serve(app.clone(), shutdown.clone(), move || draining.draining());
     let serving = tokio::spawn(serve);
 
+    let routes = api::routes();
+    let classes = quota_classes(&routes, config)?;
+    let known = Known { scopes: routes.scopes(), classes: &classes };
     let state = tokio::select! {
-        state = AppState::connect(config, health.clone()) => state?,
+        state = AppState::connect(config, health.clone(), &known) => state?,
         () = shutdown.drain.cancelled() => return Ok(None),
     };
     app.open(state.clone(), config);
     health.serving();
-    Ok(Some(Running { url, state, serving }))
+    let _reload = reload_on_hangup(state.auth.clone());
+    Ok(Some(Running { url, state, serving, _reload }))
 }
 
 impl Running {
@@ -82,7 +91,7 @@ pub struct App {
 impl App {
     /// Probes only; anything else is 503.
     pub fn starting(health: &Health, config: &Config) -> Self {
-        let (probes, _) = health::routes().with_state::<()>(health.clone()).split_for_parts();
+        let probes = Router::from(health::routes()).with_state(health.clone());
         let starting = probes.fallback(async || Error::Unavailable {
             what: "the service",
             retry_after: Duration::from_secs(1),
@@ -111,16 +120,19 @@ impl Service<Request> for App {
     }
 }
 
-/// Every route behind every layer.
+/// Every route behind every layer. Needs a Tokio runtime.
 pub fn router(state: AppState, config: &Config) -> Router {
-    let (routes, mut document) = routes().split_for_parts();
-    api::finish(&mut document, config.server.public_url.as_deref());
-    let router = routes
-        .with_state(state)
-        .merge(docs(document))
-        .fallback(async || Error::NotFound("route"))
-        .method_not_allowed_fallback(async || Error::MethodNotAllowed);
-    middleware::wrap(router, config)
+    let flood_guard = FloodGuard::new(&config.flood_guard);
+    if let Some(guard) = flood_guard.clone() {
+        state.health.gauge("flood_guard_clients", move || guard.tracked());
+    }
+    let routes = Router::from(api::routes().into_router().merge(health::report_routes()));
+    let routes = api::keep(routes.with_state(state.clone()), &state)
+        .merge(docs(document(config.server.public_url.as_deref())))
+        .fallback(async || Error::NotFound("route"));
+    let limited = middleware::limit(routes, config, flood_guard.as_ref());
+    let probes = Router::from(health::routes()).with_state(state);
+    middleware::wrap(limited.merge(probes), config)
 }
 
 /// The document, and the page that shows it. The page is not to ask a validator elsewhere.
@@ -131,19 +143,48 @@ fn docs(document: OpenApi) -> SwaggerUi {
 
 /// The API document, the same wherever it is made: without `server.public_url`.
 pub fn openapi() -> OpenApi {
-    let mut document = routes().into_openapi();
-    api::finish(&mut document, None);
-    document
+    document(None)
 }
 
 /// Every scope that a route asks for.
-pub fn scopes() -> std::collections::BTreeSet<&'static str> {
-    ["plans:read", "plans:write"].into()
+pub fn scopes() -> BTreeSet<&'static str> {
+    api::routes().scopes().clone()
 }
 
-fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::with_openapi(api::document())
-        .merge(api::routes())
+fn document(public_url: Option<&str>) -> OpenApi {
+    let mut document = OpenApiRouter::<AppState>::with_openapi(api::document())
+        .merge(api::routes().into_router())
         .merge(health::routes())
         .merge(health::report_routes())
+        .into_openapi();
+    api::finish(&mut document, public_url);
+    document
+}
+
+/// The names of the configured quota classes, among them every one that a route is counted in.
+fn quota_classes(routes: &Routes, config: &Config) -> anyhow::Result<BTreeSet<String>> {
+    let configured = config.rate_limit.classes();
+    for class in routes.classes() {
+        ensure!(
+            configured.contains(*class),
+            "a route is counted in the quota class `{class}`, which is not configured: add \
+             `[rate_limit.classes.{class}]` with a `limit`"
+        );
+    }
+    Ok(configured)
+}
+
+/// Reads the principals anew on each SIGHUP, until the handle is dropped.
+fn reload_on_hangup(auth: Auth) -> AbortOnDropHandle<()> {
+    let hangup = signal(SignalKind::hangup());
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        match hangup {
+            Ok(mut hangup) => {
+                while hangup.recv().await.is_some() {
+                    auth.reload().await;
+                }
+            }
+            Err(error) => tracing::error!(%error, "SIGHUP cannot be listened to"),
+        }
+    }))
 }

@@ -17,6 +17,10 @@ pub mod middleware;
 
 pub mod health;
 
+pub mod auth;
+
+pub mod ratelimit;
+
 pub mod cache;
 
 pub mod db;

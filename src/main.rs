@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use plinth::app;
 use plinth::cli::{self, Cli, Command};
-use plinth::config::{self, Config, Faults, Loaded, Sources};
+use plinth::config::{self, AuthMode, Config, Faults, Loaded, Sources};
 use plinth::error::chain;
 use plinth::health::{COMMIT, VERSION};
 use plinth::server::Shutdown;
@@ -68,6 +68,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         cache = ?service.state.cache.store(),
         "ready"
     );
+    if service.state.auth.mode() == AuthMode::Open {
+        tracing::warn!("anyone may call, with every scope: APP_AUTH__MODE is open");
+    }
     let url = config.server.public_url.as_deref().unwrap_or(&service.url);
     tracing::info!("the API is at {url}/api, its documentation at {url}/docs");
 

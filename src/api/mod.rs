@@ -1,17 +1,18 @@
 //! The table of contents: one folder a resource, one line each in [`routes`].
 
+mod gate;
+mod me;
 mod openapi;
 mod page;
 pub mod plans;
+mod routes;
 mod rules;
 
-use utoipa_axum::router::OpenApiRouter;
-
+pub use gate::{Gate, authenticated, keep, public, scope};
 pub use openapi::{document, finish};
-
-use crate::state::AppState;
+pub use routes::Routes;
 
 /// Every resource's routes, under the version that they promise to keep.
-pub fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().nest("/api/v1/plans", plans::routes())
+pub fn routes() -> Routes {
+    Routes::new().nest("/api/v1/plans", plans::routes()).nest("/api/v1/me", me::routes())
 }

@@ -1,7 +1,8 @@
 //! The API document: what the routes do not say themselves, said once for all of them.
 
 use axum::http::StatusCode;
-use utoipa::openapi::path::Operation;
+use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{
     ContentBuilder, HeaderBuilder, InfoBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, Ref, RefOr,
     Response, ServerBuilder, Type,
@@ -25,6 +26,10 @@ const WITH_BODY: [(&str, &str); 4] = [
     ("415", "The body is not JSON, or does not say that it is"),
 ];
 
+/// The names of the security schemes.
+pub(super) const API_KEY: &str = "api_key";
+pub(super) const BEARER: &str = "bearer";
+
 /// The document without its paths. They come with the routes.
 pub fn document() -> OpenApi {
     let info = InfoBuilder::new()
@@ -42,11 +47,35 @@ pub fn finish(document: &mut OpenApi, public_url: Option<&str>) {
     let components = document.components.get_or_insert_default();
     components.schemas.insert(Problem::name().into(), Problem::schema());
     components.schemas.insert(FieldError::name().into(), FieldError::schema());
-    for path in document.paths.paths.values_mut() {
-        let operations =
-            [&mut path.get, &mut path.put, &mut path.post, &mut path.delete, &mut path.patch];
-        operations.into_iter().flatten().for_each(finish_operation);
+    for (name, scheme) in security_schemes() {
+        components.security_schemes.insert(name.into(), RefOr::T(scheme));
     }
+    document.paths.paths.values_mut().flat_map(operations).for_each(finish_operation);
+}
+
+/// Every operation of a path that a service such as this may have.
+pub(super) fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    let operations =
+        [&mut path.get, &mut path.put, &mut path.post, &mut path.delete, &mut path.patch];
+    operations.into_iter().flatten()
+}
+
+/// Adds an answer, unless the handler documents it itself.
+pub(super) fn may_answer(operation: &mut Operation, status: &str, description: &str) {
+    let response = || RefOr::T(Response::new(description));
+    operation.responses.responses.entry(status.into()).or_insert_with(response);
+}
+
+/// The two ways to present a credential; either does for either kind.
+fn security_schemes() -> [(&'static str, SecurityScheme); 2] {
+    let header = ApiKeyValue::with_description("X-API-Key", "An API key");
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("An API key, or a token of the configured issuer"));
+    [
+        (API_KEY, SecurityScheme::ApiKey(ApiKey::Header(header))),
+        (BEARER, SecurityScheme::Http(bearer.build())),
+    ]
 }
 
 fn finish_operation(operation: &mut Operation) {
@@ -56,12 +85,10 @@ fn finish_operation(operation: &mut Operation) {
         operation.operation_id = Some(format!("{tag}_{name}"));
     }
     let with_body = operation.request_body.is_some().then_some(WITH_BODY);
-    let responses = &mut operation.responses.responses;
     for (status, description) in ANY.into_iter().chain(with_body.into_iter().flatten()) {
-        let response = || RefOr::T(Response::new(description));
-        responses.entry(status.into()).or_insert_with(response);
+        may_answer(operation, status, description);
     }
-    for (status, response) in responses {
+    for (status, response) in &mut operation.responses.responses {
         if let RefOr::T(response) = response {
             finish_response(status, response);
         }
@@ -79,8 +106,11 @@ fn finish_response(status: &str, response: &mut Response) {
         Type::String,
         "The request's id: the caller's, if it sent one, else one made here",
     );
-    if status == "503" && response.content.is_empty() {
+    if matches!(status, "429" | "503") && response.content.is_empty() {
         header("Retry-After", Type::Integer, "Seconds after which to try again");
+    }
+    if status == "401" {
+        header("WWW-Authenticate", Type::String, "How to present a credential (RFC 6750)");
     }
     if response.description.is_empty() {
         let status = status.parse().ok().and_then(|code| StatusCode::from_u16(code).ok());

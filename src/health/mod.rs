@@ -52,16 +52,18 @@ pub struct CheckOutcome {
 }
 
 /// The registry of checks and the phase of the process. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Health(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     config: HealthConfig,
     started: Instant,
     phase: AtomicU8,
     outcomes: Mutex<BTreeMap<&'static str, CheckOutcome>>,
+    gauges: Mutex<BTreeMap<&'static str, Gauge>>,
 }
+
+type Gauge = Box<dyn Fn() -> usize + Send>;
 
 impl Health {
     /// A process that is starting, with nothing to check yet.
@@ -71,6 +73,7 @@ impl Health {
             started: Instant::now(),
             phase: AtomicU8::new(Phase::Starting as u8),
             outcomes: Mutex::default(),
+            gauges: Mutex::default(),
         }))
     }
 
@@ -92,6 +95,16 @@ impl Health {
                 Self(inner).run(name, critical, check()).await;
             }
         });
+    }
+
+    /// Shows a number in the report, as it is when the report is asked for.
+    pub fn gauge(&self, name: &'static str, read: impl Fn() -> usize + Send + 'static) {
+        lock(&self.0.gauges).insert(name, Box::new(read));
+    }
+
+    /// Every gauge, read now.
+    pub fn gauges(&self) -> BTreeMap<&'static str, usize> {
+        lock(&self.0.gauges).iter().map(|(name, read)| (*name, read())).collect()
     }
 
     /// Everything stands: ready, if the critical checks pass. Draining may have begun before.
@@ -121,11 +134,15 @@ impl Health {
     /// The critical dependencies that are down.
     pub fn failing(&self) -> Vec<&'static str> {
         let down = |outcome: &CheckOutcome| outcome.critical && outcome.status == CheckStatus::Fail;
-        self.lock().iter().filter(|(_, outcome)| down(outcome)).map(|(name, _)| *name).collect()
+        lock(&self.0.outcomes)
+            .iter()
+            .filter(|(_, outcome)| down(outcome))
+            .map(|(name, _)| *name)
+            .collect()
     }
 
     pub fn outcomes(&self) -> BTreeMap<&'static str, CheckOutcome> {
-        self.lock().clone()
+        lock(&self.0.outcomes).clone()
     }
 
     pub fn uptime(&self) -> Duration {
@@ -145,7 +162,7 @@ impl Health {
             Err(_) => Some(format!("no answer within {:?}", self.0.config.timeout)),
         };
         let status = if failure.is_none() { CheckStatus::Pass } else { CheckStatus::Fail };
-        let mut outcomes = self.lock();
+        let mut outcomes = lock(&self.0.outcomes);
         let before = outcomes.get(name);
         match (&failure, before.map(|outcome| outcome.status)) {
             (Some(error), None | Some(CheckStatus::Pass)) => {
@@ -161,8 +178,8 @@ impl Health {
         let latency_ms = start.elapsed().as_secs_f64() * 1000.0;
         outcomes.insert(name, CheckOutcome { status, critical, latency_ms, last_success });
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, CheckOutcome>> {
-        self.0.outcomes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

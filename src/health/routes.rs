@@ -33,6 +33,9 @@ struct HealthReport {
     database: &'static str,
     pools: BTreeMap<&'static str, PoolStatus>,
     cache: Store,
+    /// Sizes of what grows with the number of callers.
+    #[schema(example = json!({"flood_guard_clients": 12, "quota_entries": 12}))]
+    gauges: BTreeMap<&'static str, usize>,
     process: Process,
 }
 
@@ -99,6 +102,7 @@ async fn report(
         database: db.engine(),
         pools: db.pools().into(),
         cache: cache.store(),
+        gauges: health.gauges(),
         process: Process::now(health.uptime()),
     })
 }

@@ -1,6 +1,5 @@
 //! One log line a request, written when its answer has been sent or given up.
 
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -8,17 +7,17 @@ use std::time::{Duration, Instant};
 
 use axum::Extension;
 use axum::body::{Body, Bytes};
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header::USER_AGENT};
 use axum::middleware::Next;
 use axum::response::Response;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use ipnet::IpNet;
 use tracing::{Instrument, Level, Span};
 use url::form_urlencoded;
 
-use super::client_ip::client_ip;
+use super::client_ip::ClientIp;
 use super::request_id::RequestId;
+use crate::auth::Principal;
 use crate::db::{Usage, track_usage};
 use crate::error::Failure;
 use crate::telemetry::sentry::{self, ACCESS};
@@ -30,7 +29,6 @@ const CLIENT_CLOSED_REQUEST: u16 = 499;
 const MAX_USER_AGENT: usize = 256;
 
 pub(super) async fn access_log(
-    State(trusted_proxies): State<Arc<[IpNet]>>,
     Extension(id): Extension<RequestId>,
     request: Request,
     next: Next,
@@ -38,13 +36,13 @@ pub(super) async fn access_log(
     let trace_id = trace_id(request.headers());
     // At the highest level, so that every line inside carries the ids, whatever the filter.
     let span = tracing::error_span!("request", request_id = id.as_str(), trace_id);
-    let mut line = Line::begin(&request, &trusted_proxies, span.clone());
+    let mut line = Line::begin(&request, span.clone());
     let work = track_usage(line.usage.clone(), next.run(request));
     let response = work.instrument(span).await;
     line.answered(&response);
-    if let Some(failure) = line.failure.as_ref().filter(|_| response.status().is_server_error()) {
-        let (method, route) = (line.method.as_str(), line.route());
-        sentry::report(failure, sentry::Request { id: id.as_str(), method, route });
+    if let Some(failure) = line.failure.as_ref().filter(|failure| failure.error.is_fault()) {
+        let (method, route, client) = (line.method.as_str(), line.route(), line.client.address());
+        sentry::report(failure, sentry::Request { id: id.as_str(), method, route, client });
     }
     response.map(|body| Body::new(Logged { body, line }))
 }
@@ -56,7 +54,8 @@ struct Line {
     method: Method,
     route: Option<MatchedPath>,
     uri: Uri,
-    client_ip: Option<IpAddr>,
+    client: ClientIp,
+    principal: Option<Principal>,
     user_agent: Option<String>,
     usage: Arc<Usage>,
     status: Option<StatusCode>,
@@ -65,17 +64,18 @@ struct Line {
 }
 
 impl Line {
-    fn begin(request: &Request, trusted_proxies: &[IpNet], span: Span) -> Self {
+    fn begin(request: &Request, span: Span) -> Self {
         Self {
             span,
             start: Instant::now(),
             method: request.method().clone(),
             route: request.extensions().get().cloned(),
             uri: request.uri().clone(),
-            client_ip: client_ip(request, trusted_proxies),
+            client: ClientIp::of(request),
             user_agent: request.headers().get(USER_AGENT).map(|value| {
                 String::from_utf8_lossy(value.as_bytes()).chars().take(MAX_USER_AGENT).collect()
             }),
+            principal: None,
             usage: Arc::default(),
             status: None,
             failure: None,
@@ -86,6 +86,7 @@ impl Line {
     fn answered(&mut self, response: &Response) {
         self.status = Some(response.status());
         self.failure = response.extensions().get().cloned();
+        self.principal = response.extensions().get().cloned();
     }
 
     fn route(&self) -> &str {
@@ -95,7 +96,9 @@ impl Line {
     /// Probes come every few seconds from every side; one that went well is not news.
     fn level(&self) -> Level {
         match self.status {
-            Some(status) if status.is_server_error() && self.failure.is_some() => Level::ERROR,
+            _ if self.failure.as_ref().is_some_and(|failure| failure.error.is_fault()) => {
+                Level::ERROR
+            }
             Some(status) if status.is_success() && self.route().starts_with("/health") => {
                 Level::DEBUG
             }
@@ -120,7 +123,8 @@ impl Drop for Line {
                     status = self.status.map_or(CLIENT_CLOSED_REQUEST, |status| status.as_u16()),
                     duration_ms = milliseconds(self.start.elapsed()),
                     bytes = self.bytes,
-                    client_ip = self.client_ip.map(tracing::field::display),
+                    client_ip = %self.client.address(),
+                    principal = self.principal.as_ref().map(Principal::id),
                     user_agent = self.user_agent,
                     db_ms = milliseconds(self.usage.time()),
                     db_queries = self.usage.queries(),

@@ -1,7 +1,8 @@
 //! Which browser pages may call, and what they may send and read.
 
 use axum::http::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, LINK, LOCATION, RETRY_AFTER,
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, LINK, LOCATION,
+    RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use axum::http::{HeaderName, HeaderValue, Method};
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -28,10 +29,11 @@ pub(super) fn layer(config: &CorsConfig) -> CorsLayer {
             IF_MATCH,
             IF_NONE_MATCH,
             X_REQUEST_ID,
+            HeaderName::from_static("x-api-key"),
             // What a page with OpenTelemetry sends with every call.
             HeaderName::from_static("traceparent"),
             HeaderName::from_static("tracestate"),
         ])
-        .expose_headers([ETAG, LINK, LOCATION, RETRY_AFTER, X_REQUEST_ID])
+        .expose_headers([ETAG, LINK, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE, X_REQUEST_ID])
         .max_age(config.max_age)
 }

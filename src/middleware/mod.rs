@@ -1,9 +1,14 @@
-//! The layers every request passes, outermost first, and why they stand in this order.
+//! The layers that requests pass, outermost first, and why they stand in this order.
+//!
+//! [`wrap`] is around everything; [`limit`] inside it, around everything but the probes, which must
+//! answer whatever else is asked of the service.
 
 mod access_log;
 mod client_ip;
 mod compression;
 mod cors;
+mod flood_guard;
+mod load_shed;
 mod panic;
 mod problem;
 mod request_id;
@@ -21,14 +26,18 @@ use tower::util::option_layer;
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::{RequestBodyDeadlineLayer, RequestBodyTimeoutLayer, TimeoutLayer};
 
-use crate::config::Config;
+pub use client_ip::ClientIp;
+pub use flood_guard::FloodGuard;
+pub use request_id::RequestId;
 
-/// Puts every layer around the router's routes and fallbacks.
+use crate::config::Config;
+use client_ip::Proxies;
+use load_shed::LoadShed;
+
+/// Puts what every answer needs around the router's routes and fallbacks.
 pub fn wrap(router: Router, config: &Config) -> Router {
-    let server = &config.server;
-    let body_limit = usize::try_from(server.body_limit.as_u64()).unwrap_or(usize::MAX);
     let security = Arc::new(config.security_headers.clone());
-    let trusted_proxies = Arc::<[_]>::from(server.trusted_proxies.clone());
+    let proxies = Arc::new(Proxies::new(&config.server));
 
     router.layer(
         ServiceBuilder::new()
@@ -37,10 +46,12 @@ pub fn wrap(router: Router, config: &Config) -> Router {
             .layer(option_layer(
                 config.sentry.dsn.is_some().then(NewSentryLayer::<Request>::new_from_top),
             ))
+            // Before all that asks who the client is: the log, Sentry, the limits.
+            .layer(from_fn_with_state(proxies, client_ip::client_ip))
             // Before the log, which writes the id; the id is on every answer, whoever made it.
             .layer(from_fn(request_id::request_id))
             // Around all that can answer, so that timeouts and panics are logged too.
-            .layer(from_fn_with_state(trusted_proxies, access_log::access_log))
+            .layer(from_fn(access_log::access_log))
             // Inside the log, which reads the failure; around all that can fail without a body.
             .layer(from_fn(problem::problem))
             // Around CORS, whose preflight answers deserve them too.
@@ -48,7 +59,22 @@ pub fn wrap(router: Router, config: &Config) -> Router {
             // Outside the limits and the panics, so that a browser may read a refusal.
             .layer(cors::layer(&config.cors))
             // Inside all that a 500 needs; outside the layers and handlers that work on the request.
-            .layer(from_fn(panic::catch))
+            .layer(from_fn(panic::catch)),
+    )
+}
+
+/// Bounds what may be asked, and what one request may take. Goes inside [`wrap`].
+pub fn limit(router: Router, config: &Config, flood_guard: Option<&FloodGuard>) -> Router {
+    let server = &config.server;
+    let body_limit = usize::try_from(server.body_limit.as_u64()).unwrap_or(usize::MAX);
+    let load_shed = Arc::new(LoadShed::new(server));
+
+    router.layer(
+        ServiceBuilder::new()
+            // Before a place is given away: a flood is not to take them.
+            .layer(option_layer(flood_guard.map(FloodGuard::layer)))
+            // Outside the timeout, whose clock is the handler's, not the queue's.
+            .layer(from_fn_with_state(load_shed, load_shed::load_shed))
             // Outside the timeout, which is for the handler's work. What comes before it keeps it
             // from refusing what the handler has done.
             .layer(map_request(compression::tolerate))

@@ -47,10 +47,8 @@ pub(super) fn reload_on_hangup(tls: Option<Arc<Tls>>) -> AbortOnDropHandle<()> {
             Err(error) => return tracing::error!(%error, "SIGHUP cannot be listened to"),
         };
         while hangup.recv().await.is_some() {
-            let Some(tls) = &tls else {
-                tracing::info!("SIGHUP: there is nothing to reload");
-                continue;
-            };
+            // Without a certificate it is still listened to: unheard, it would end the process.
+            let Some(tls) = &tls else { continue };
             match tls.reload() {
                 Ok(()) => tracing::info!(cert = %tls.cert.display(), "certificate reloaded"),
                 Err(error) => {

@@ -1,10 +1,11 @@
 //! Sentry: one event for each 5xx, panic and error in the background; none for a 4xx.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sentry::integrations::tracing::{BreadcrumbLayer, ErrorLayer};
-use sentry::protocol::{Event, Exception};
+use sentry::protocol::{Event, Exception, User};
 use sentry::transports::ReqwestHttpTransportOptions;
 use sentry::{
     ClientInitGuard, ClientOptions, Level, Transport, TransportFactory, TransportOptions,
@@ -32,6 +33,8 @@ pub struct Request<'a> {
     pub method: &'a str,
     /// The route's template, not the path, which may name a person.
     pub route: &'a str,
+    /// The client, as the logs and the limits know it.
+    pub client: IpAddr,
 }
 
 pub(super) fn init(config: &Config) -> anyhow::Result<Option<ClientInitGuard>> {
@@ -85,6 +88,7 @@ pub fn report(failure: &Failure, request: Request<'_>) {
     sentry::capture_event(Event {
         level: Level::Error,
         transaction: Some(format!("{} {}", request.method, request.route)),
+        user: Some(User { ip_address: Some(request.client.into()), ..User::default() }),
         exception: vec![Exception { ty: code, value: Some(cause), ..Exception::default() }].into(),
         tags: [
             ("request_id", request.id.to_owned()),

@@ -37,7 +37,7 @@ async fn migrate(folder: &Folder, variables: &[(&str, &str)]) {
 #[tokio::test]
 async fn check_judges_by_productions_rules() {
     let folder = Folder::new();
-    let ended = folder.run(&["check"], []).await;
+    let ended = folder.run(&["check"], [("APP_AUTH__MODE", "required")]).await;
     let text = ended.text();
     assert_eq!(ended.code, Some(0), "{text}");
     assert!(text.contains("pass  only named origins may call? yes: none"), "{text}");
@@ -56,9 +56,10 @@ async fn check_judges_by_productions_rules() {
     let ended = folder.run(&["check"], unsafe_settings).await;
     let text = ended.text();
     assert_eq!(ended.code, Some(1), "{text}");
-    assert_eq!(text.matches("FAIL  ").count(), 3, "{text}");
-    assert_eq!(text.matches("      fix: ").count(), text.matches("WARN  ").count() + 3, "{text}");
-    assert!(ended.out.last().unwrap().starts_with("3 of "), "{text}");
+    assert_eq!(text.matches("FAIL  ").count(), 4, "{text}");
+    assert_eq!(text.matches("      fix: ").count(), text.matches("WARN  ").count() + 4, "{text}");
+    assert!(ended.out.last().unwrap().starts_with("4 of "), "{text}");
+    assert!(text.contains("FAIL  callers say who they are? no: open"), "{text}");
     assert!(text.contains("fix: name them in APP_CORS__ALLOWED_ORIGINS"), "{text}");
     assert!(!text.contains(SECRET) && !text.contains("changeme"), "{text}");
     assert!(folder.is_empty());
@@ -198,7 +199,7 @@ async fn a_reader_that_leaves_causes_no_panic() {
     {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let mut command = folder.plinth(arguments, []);
+        let mut command = folder.plinth(arguments, [("APP_AUTH__MODE", "required")]);
         let output = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(said, "", "{arguments:?}");

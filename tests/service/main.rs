@@ -11,6 +11,7 @@ mod support;
 mod cache;
 mod database;
 mod errors;
+mod gate;
 mod health;
 mod http;
 mod openapi;

@@ -4,17 +4,19 @@ mod handlers;
 mod model;
 mod store;
 
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::state::AppState;
+use crate::api::{Routes, scope};
 
-/// The resource's routes, below its path.
-pub fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(handlers::list, handlers::create)).routes(routes!(
-        handlers::get,
-        handlers::replace,
-        handlers::patch,
-        handlers::delete
-    ))
+const READ: &str = "plans:read";
+const WRITE: &str = "plans:write";
+
+/// The resource's routes, below its path, and what each asks of its caller. Another quota class than
+/// `default` is one more word: `scope(WRITE).class("strict")`.
+pub fn routes() -> Routes {
+    Routes::new()
+        .add(scope(READ), routes!(handlers::list))
+        .add(scope(WRITE), routes!(handlers::create))
+        .add(scope(READ), routes!(handlers::get))
+        .add(scope(WRITE), routes!(handlers::replace, handlers::patch, handlers::delete))
 }
