@@ -19,6 +19,8 @@ pub mod health;
 
 pub mod cache;
 
+pub mod redis;
+
 pub mod db;
 
 pub mod telemetry;
