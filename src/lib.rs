@@ -17,6 +17,8 @@ pub mod middleware;
 
 pub mod health;
 
+pub mod ratelimit;
+
 pub mod cache;
 
 pub mod redis;

@@ -15,3 +15,4 @@ mod health;
 mod http;
 mod openapi;
 mod plans;
+mod ratelimit;
