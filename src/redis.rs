@@ -43,6 +43,7 @@ pub type ConnectionId = u128;
 
 /// The connection in use.
 pub struct Live {
+    /// Another one after each return of Redis, which may have forgotten everything meanwhile.
     pub id: ConnectionId,
     connection: MultiplexedConnection,
     /// Cancelled when the link goes on without it: nobody is to wait for an answer any longer.
@@ -97,6 +98,7 @@ impl Redis {
         Ok(redis)
     }
 
+    /// Whether Redis is in use just now.
     pub fn is_connected(&self) -> bool {
         self.live.load().is_some()
     }

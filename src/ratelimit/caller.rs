@@ -15,6 +15,7 @@ pub struct Caller<'a> {
     pub principal: Option<&'a str>,
     /// The id of the API key that was presented.
     pub api_key: Option<&'a str>,
+    /// The client's address; of an IPv6 address, its /64 counts.
     pub ip: IpAddr,
     /// The principal's own limits, by class.
     pub overrides: Option<&'a BTreeMap<String, Policies>>,

@@ -101,9 +101,10 @@ impl Limits {
         let subject = Subject::of(caller, class.key);
         let windows = class.windows(caller.overrides);
         if let Some(shared) = shared {
-            let verdict = shared.look(class.name(), &subject, &windows, cost).await;
+            if let Some(verdict) = shared.look(class.name(), &subject, &windows, cost).await {
+                return Some(verdict);
+            }
             match class.on_store_failure {
-                _ if verdict.is_some() => return verdict,
                 OnStoreFailure::Local => {}
                 OnStoreFailure::Deny => return Some(Verdict::denied(&windows)),
                 OnStoreFailure::Allow => return None,

@@ -35,6 +35,7 @@ const STORE_RETRY: Duration = Duration::from_secs(1);
 /// Whether a request may go on, and what its caller has left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
+    /// Refused, it has been counted nowhere.
     pub allowed: bool,
     /// Shortest first.
     pub windows: Vec<WindowState>,
@@ -46,6 +47,7 @@ pub struct WindowState {
     /// `default-minute`, `default-15-minutes`: as clients know the policy.
     pub name: Arc<str>,
     pub policy: Policy,
+    /// Requests that still fit into it.
     pub remaining: u32,
     /// Until the window ends; of one that has not begun, its length.
     pub reset: Duration,
