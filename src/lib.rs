@@ -23,6 +23,8 @@ pub mod ratelimit;
 
 pub mod cache;
 
+pub mod redis;
+
 pub mod db;
 
 pub mod telemetry;

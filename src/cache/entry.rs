@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
+use crate::redis::ConnectionId;
+
 const HEADER: usize = 16 + 16 + 8;
 
 /// How long a tombstone stays: longer than any load.
@@ -25,7 +27,7 @@ pub(super) struct Ticket {
     generation: Stamp,
     /// The connection to Redis that saw it; in memory, none. A Redis that was away may have
     /// forgotten the tombstone that would keep a late store out.
-    pub(super) connection: Option<Stamp>,
+    pub(super) connection: Option<ConnectionId>,
 }
 
 /// What a lookup found.
@@ -50,7 +52,7 @@ pub(super) fn grave_ttl(name: &str) -> Duration {
 pub(super) fn read(
     raw: Option<Bytes>,
     generation: Option<Bytes>,
-    connection: Option<Stamp>,
+    connection: Option<ConnectionId>,
 ) -> Found {
     let generation = generation.as_deref().and_then(stamp_of).unwrap_or_default();
     let ticket = Ticket { stamp: raw.as_deref().and_then(stamp_of), generation, connection };
@@ -63,9 +65,9 @@ pub(super) fn read(
     Found { body: Some(raw.slice(HEADER..)), fresh, ticket }
 }
 
-/// What a lookup without an answer found. No connection has this name, so nothing is stored.
+/// What a lookup without an answer found. No connection has this id, so nothing is stored.
 pub(super) fn unknown() -> Found {
-    read(None, None, Some(Stamp::default()))
+    read(None, None, Some(0))
 }
 
 pub(super) fn write(ticket: &Ticket, soft: Duration, body: &[u8]) -> Bytes {
@@ -82,7 +84,7 @@ pub(super) fn stamp_of(raw: &[u8]) -> Option<Stamp> {
     raw.first_chunk().copied()
 }
 
-pub(super) fn new_stamp() -> Stamp {
+fn new_stamp() -> Stamp {
     fastrand::u128(..).to_be_bytes()
 }
 

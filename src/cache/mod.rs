@@ -12,7 +12,7 @@
 mod entry;
 mod flight;
 mod memory;
-mod redis;
+mod shared;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,10 +23,11 @@ use serde::de::DeserializeOwned;
 
 use crate::config::CacheConfig;
 use crate::error::{Error, Result};
+use crate::redis::Redis;
 use entry::{Found, Ticket};
 use flight::Flights;
 use memory::Memory;
-use redis::Redis;
+use shared::Shared;
 
 /// The cache handle. Cheap to clone.
 #[derive(Clone)]
@@ -34,7 +35,7 @@ pub struct Cache(Arc<Inner>);
 
 struct Inner {
     memory: Memory,
-    redis: Option<Arc<Redis>>,
+    shared: Option<Shared>,
     flights: Flights,
     ttl: Ttl,
 }
@@ -91,12 +92,17 @@ impl Cache {
     /// Only a Redis URL that cannot be used.
     pub async fn connect(config: &CacheConfig) -> anyhow::Result<Self> {
         let memory = Memory::new(config.max_memory.as_u64());
-        let redis = match &config.redis_url {
-            Some(url) => Some(Redis::connect(url, config, memory.clone()).await?),
+        let shared = match &config.redis_url {
+            Some(url) => Some(Shared::connect(config, url, memory.clone()).await?),
             None => None,
         };
         let ttl = Ttl { soft: config.soft_ttl, hard: config.hard_ttl };
-        Ok(Self(Arc::new(Inner { memory, redis, flights: Flights::default(), ttl })))
+        Ok(Self(Arc::new(Inner { memory, shared, flights: Flights::default(), ttl })))
+    }
+
+    /// The link to Redis, when one is configured, for others that keep something there.
+    pub fn redis(&self) -> Option<Arc<Redis>> {
+        self.0.shared.as_ref().map(|shared| shared.redis().clone())
     }
 
     /// The entry, or what `load` makes of it, which is then kept. `load` is polled only when it
@@ -152,9 +158,9 @@ impl Cache {
 
     /// Where entries are kept just now.
     pub fn store(&self) -> Store {
-        match &self.0.redis {
+        match &self.0.shared {
             None => Store::Memory,
-            Some(redis) if redis.is_connected() => Store::Redis,
+            Some(shared) if shared.redis().is_connected() => Store::Redis,
             Some(_) => Store::MemoryWhileRedisIsAway,
         }
     }
@@ -180,19 +186,19 @@ impl Cache {
 
     async fn bury(&self, name: String) {
         self.0.memory.bury(&name);
-        if let Some(redis) = &self.0.redis {
-            redis.bury(name).await;
+        if let Some(shared) = &self.0.shared {
+            shared.bury(name).await;
         }
     }
 
     /// Looks in Redis, or in memory while that is away.
     async fn find(&self, space: &str, name: &str) -> Found {
-        if let Some(redis) = &self.0.redis {
-            if let Some(found) = redis.get(name, &entry::generation_of(space)).await {
+        if let Some(shared) = &self.0.shared {
+            if let Some(found) = shared.get(name, &entry::generation_of(space)).await {
                 return found;
             }
             // Late once, but still in use: others' removals go there, so memory is not to be asked.
-            if redis.is_connected() {
+            if shared.redis().is_connected() {
                 return entry::unknown();
             }
         }
@@ -220,9 +226,9 @@ impl Cache {
     async fn keep(&self, name: String, ticket: &Ticket, ttl: Ttl, body: &[u8]) {
         let raw = entry::write(ticket, jittered(ttl.soft), body);
         let hard = jittered(ttl.hard);
-        match (&self.0.redis, ticket.connection) {
-            (Some(redis), Some(connection)) => {
-                redis.put(&name, ticket, connection, raw, hard).await;
+        match (&self.0.shared, ticket.connection) {
+            (Some(shared), Some(connection)) => {
+                shared.put(&name, ticket, connection, raw, hard).await;
             }
             _ => self.0.memory.put(name, ticket, raw, hard),
         }

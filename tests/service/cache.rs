@@ -716,7 +716,7 @@ async fn a_load_that_outlasts_redis_itself_puts_back_nothing_that_was_removed() 
     .await;
 }
 
-/// What the cache logs, on this thread.
+/// What the link to Redis logs, on this thread.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<String>>>);
 
@@ -736,7 +736,7 @@ impl<S: tracing::Subscriber> Layer<S> for Lines {
                 }
             }
         }
-        if event.metadata().target().starts_with("plinth::cache") {
+        if event.metadata().target().starts_with("plinth::redis") {
             let mut message = Message(String::new());
             event.record(&mut message);
             self.0.lock().unwrap().push(message.0);
@@ -757,7 +757,7 @@ async fn each_change_is_one_log_line() {
 
     let cache = Cache::connect(&faulty(&redis)).await.unwrap();
     away(&cache).await;
-    assert_eq!(lines.take(), ["Redis is not there; caching in process"]);
+    assert_eq!(lines.take(), ["Redis is not there; going on in process"]);
     redis.appear().await;
     back(&cache).await;
     assert_eq!(lines.take(), ["Redis is back"]);
@@ -770,14 +770,14 @@ async fn each_change_is_one_log_line() {
         }
         join_all(keys.iter().map(|key| cache.remove(key))).await;
         assert_eq!(cache.store(), Store::MemoryWhileRedisIsAway);
-        assert_eq!(lines.take(), ["Redis is away; caching in process"]);
+        assert_eq!(lines.take(), ["Redis is away; going on in process"]);
         redis.thaw();
         back(&cache).await;
         assert_eq!(lines.take(), ["Redis is back"]);
     }
     redis.kill();
     away(&cache).await;
-    assert_eq!(lines.take(), ["Redis is away; caching in process"]);
+    assert_eq!(lines.take(), ["Redis is away; going on in process"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,3 +16,4 @@ mod health;
 mod http;
 mod openapi;
 mod plans;
+mod ratelimit;
