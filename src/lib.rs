@@ -17,6 +17,8 @@ pub mod middleware;
 
 pub mod health;
 
+pub mod auth;
+
 pub mod cache;
 
 pub mod db;
