@@ -37,7 +37,8 @@ impl<'a> Credential<'a> {
     }
 
     fn bearer(header: &'a str, prefix: &str) -> Result<Self, &'static str> {
-        let (scheme, text) = header.trim().split_once(' ').unwrap_or((header, ""));
+        let header = header.trim();
+        let (scheme, text) = header.split_once(' ').unwrap_or((header, ""));
         if !scheme.eq_ignore_ascii_case("Bearer") {
             return Err("the only scheme that Authorization takes here is Bearer");
         }

@@ -43,13 +43,15 @@ impl Verifier {
     pub(super) fn new(config: &JwtConfig) -> anyhow::Result<Option<Self>> {
         let (Some(issuer), Some(source)) = (&config.issuer, &config.jwks) else { return Ok(None) };
         let algorithms: Vec<_> = config.algorithms.iter().copied().map(algorithm).collect();
-        let mut validation = Validation::default();
-        validation.algorithms = algorithms.clone();
+        let mut validation = Validation {
+            algorithms: algorithms.clone(),
+            validate_nbf: true,
+            leeway: config.leeway.as_secs(),
+            ..Validation::default()
+        };
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.set_issuer(&[issuer]);
         validation.set_audience(&config.audience);
-        validation.validate_nbf = true;
-        validation.leeway = config.leeway.as_secs();
         let jwks = Jwks::new(source, algorithms, config.cooldown)?;
         Ok(Some(Self { jwks, validation, config: config.clone() }))
     }

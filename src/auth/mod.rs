@@ -1,8 +1,8 @@
 //! Who calls: API keys of ours, tokens of an issuer, and what each may do.
 //!
-//! [`Auth::authenticate`] turns a request's headers into a [`Principal`]. What it found is kept for
-//! [`REMEMBERED`], so a request costs a hash and a look-up in memory; a key that is taken back is
-//! refused everywhere as soon as that is over.
+//! [`Auth::authenticate`] turns a request's headers into a [`Principal`]. What it found is remembered
+//! for 5 s, so a request costs a hash and a look-up in memory, and a key that is taken back is
+//! refused everywhere within 10 s.
 
 mod credential;
 mod jwks;
@@ -46,7 +46,7 @@ use crate::db::Db;
 use crate::error::Error;
 
 /// How long what a credential stands for is taken as it was found.
-pub const REMEMBERED: Duration = Duration::from_secs(5);
+const REMEMBERED: Duration = Duration::from_secs(5);
 
 /// How many credentials are remembered.
 const MOST_REMEMBERED: u64 = 10_000;
