@@ -71,7 +71,11 @@ async fn story(variables: Vec<(&str, &str)>) {
     assert!(![&first, &second, &third].iter().any(|key| table.text().contains(*key)));
 
     let revoked = keys.run(&["key", "revoke", "ci"]).await;
-    assert_eq!((revoked.code, revoked.out.len(), revoked.err.len()), (Some(0), 0, 1), "{revoked:#?}");
+    assert_eq!(
+        (revoked.code, revoked.out.len(), revoked.err.len()),
+        (Some(0), 0, 1),
+        "{revoked:#?}"
+    );
     assert_eq!(keys.states().await[2], (hint(&third), "revoked".into()));
     let none = keys.run(&["key", "revoke", "ci"]).await;
     assert_eq!((none.code, none.err.len()), (Some(1), 1), "{none:#?}");
@@ -114,7 +118,8 @@ async fn what_cannot_be_done_is_said_in_one_line() {
 async fn check_reads_the_principals_file() {
     let folder = Folder::new();
     let file = folder.path().join("principals.toml");
-    std::fs::write(&file, "[roles]\nreader = [\"plans:reed\"]\n[keys]\nci = [\"raeder\"]\n").unwrap();
+    std::fs::write(&file, "[roles]\nreader = [\"plans:reed\"]\n[keys]\nci = [\"raeder\"]\n")
+        .unwrap();
     let variables = [("APP_AUTH__PRINCIPALS_FILE", "principals.toml")];
     let ended = folder.run(&["check"], variables).await;
     let text = ended.text();

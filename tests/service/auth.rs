@@ -367,8 +367,16 @@ async fn every_other_token_is_refused() {
         ("no signature", format!("{}.{}.", parts[0], parts[1]), signature),
         ("a key of another kind", wrong_kind, unknown_key),
         ("alg not pinned", headed(|h| h.alg = Algorithm::RS384), algorithm),
-        ("crit", headed(|h| h.crit = Some(vec!["exp".into()])), "the token asks for an extension that is not understood here"),
-        ("no kid", headed(|h| h.kid = None), "the token does not say which key it is signed with (kid)"),
+        (
+            "crit",
+            headed(|h| h.crit = Some(vec!["exp".into()])),
+            "the token asks for an extension that is not understood here",
+        ),
+        (
+            "no kid",
+            headed(|h| h.kid = None),
+            "the token does not say which key it is signed with (kid)",
+        ),
         ("unknown kid", unknown.sign(&claims(json!({}))), unknown_key),
         ("no exp", signed(json!({ "exp": null })), claim),
         ("no iss", signed(json!({ "iss": null })), claim),
