@@ -482,16 +482,16 @@ async fn an_issuer_that_is_away_at_start_is_found_when_it_is_back() {
     until("it is taken", async || authenticate(&house.auth, &token).await.is_ok()).await;
 }
 
-/// Down, or up and answering with what is no key set for us.
+/// Down; up with no key for us; up with more than anyone's keys take.
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_stay_when_their_issuer_goes() {
-    let signer = Signer::ec("1");
+    let (signer, other) = (Signer::ec("1"), Signer::ec("1"));
     let issuer = Issuer::start(&[&signer]);
     let mut settings = settings(&issuer.jwks);
     settings.jwt.refresh = Duration::from_millis(50);
     settings.jwt.cooldown = Duration::from_millis(1);
     let house = House::of(&settings).await;
-    for wrong in [None, Some(key_set(&[])), Some(" ".repeat(2 << 20) + &key_set(&[]))] {
+    for wrong in [None, Some(key_set(&[])), Some(" ".repeat(2 << 20) + &key_set(&[&other]))] {
         issuer.set_down(wrong.is_none());
         issuer.publish_text(wrong.unwrap_or_default());
         let before = issuer.fetches();
