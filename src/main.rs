@@ -52,6 +52,10 @@ fn run(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
         Command::Config { json } => cli::config(&loaded, json),
         Command::Openapi => cli::openapi(),
         Command::Healthcheck => cli::healthcheck(&loaded.config.server),
+        Command::Key { action } => {
+            let config = loaded.usable()?;
+            block_on(cli::key(action, &config))
+        }
     }
 }
 

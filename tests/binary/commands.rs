@@ -165,7 +165,10 @@ async fn healthcheck_speaks_tls() {
 async fn help_helps() {
     let folder = Folder::new();
     for (arguments, says) in [
-        (&["--help"][..], &["serve", "migrate", "check", "config", "openapi", "healthcheck"][..]),
+        (
+            &["--help"][..],
+            &["serve", "migrate", "check", "config", "openapi", "healthcheck", "key"][..],
+        ),
         (&["--help"], &["plinth.toml", ".env.example", "(the default)"]),
         (&["serve", "--help"], &["SIGTERM", "drain_timeout", "second signal"]),
         (&["migrate", "--help"], &["run", "status", "pending"]),
@@ -173,6 +176,7 @@ async fn help_helps() {
         (&["config", "--help"], &["--json", "redacted", "overrode"]),
         (&["openapi", "--help"], &["OpenAPI"]),
         (&["healthcheck", "--help"], &["ready", "0 or 1"]),
+        (&["key", "create", "--help"], &["plans:read,plans:write", "90d", "not kept"]),
         (&["--version"], &[env!("CARGO_PKG_VERSION")]),
     ] {
         let ended = folder.run(arguments, []).await;

@@ -16,6 +16,7 @@ mod support;
 mod attacks;
 mod bad_start;
 mod commands;
+mod keys;
 mod logs;
 mod sentry;
 mod start;

@@ -23,28 +23,8 @@ use tokio::task::JoinHandle;
 use url::Url;
 use uuid::Uuid;
 
-use crate::both_engines;
 use crate::support::{Engine, TestApp, TestDatabase, config, until};
-
-/// Writes each test once and runs it on both engines, on an empty database of its own.
-macro_rules! both_databases {
-    ($(async fn $name:ident($database:ident) $body:block)+) => {
-        both_databases!(@ sqlite Sqlite $(async fn $name($database) $body)+);
-        both_databases!(@ postgres Postgres $(async fn $name($database) $body)+);
-    };
-    (@ $module:ident $engine:ident $(async fn $name:ident($database:ident) $body:block)+) => {
-        mod $module {
-            use super::*;
-            $(
-                #[tokio::test(flavor = "multi_thread")]
-                async fn $name() {
-                    let Some($database) = TestDatabase::new(Engine::$engine).await else { return };
-                    $body
-                }
-            )+
-        }
-    };
-}
+use crate::{both_databases, both_engines};
 
 fn settings(database: &TestDatabase) -> DatabaseConfig {
     // The machine may be busy; what is to time out is set to where it is tested.

@@ -8,6 +8,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod auth;
 mod cache;
 mod database;
 mod errors;

@@ -3,6 +3,7 @@
 //! `make test` brings PostgreSQL and Redis. Without them the tests that need one say so, once, on
 //! standard error, and count for nothing; under `make test` that is a failure.
 
+pub mod issuer;
 pub mod redis;
 
 use std::convert::Infallible;
@@ -94,6 +95,29 @@ macro_rules! both_engines {
     };
     (@ change) => { |_: &mut plinth::config::Config| {} };
     (@ change $change:path) => { $change };
+}
+
+/// Writes each test once and runs it on both engines, on an empty database of its own.
+#[macro_export]
+macro_rules! both_databases {
+    ($(async fn $name:ident($database:ident) $body:block)+) => {
+        both_databases!(@ sqlite Sqlite $(async fn $name($database) $body)+);
+        both_databases!(@ postgres Postgres $(async fn $name($database) $body)+);
+    };
+    (@ $module:ident $engine:ident $(async fn $name:ident($database:ident) $body:block)+) => {
+        mod $module {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    let engine = $crate::support::Engine::$engine;
+                    let Some($database) = $crate::support::TestDatabase::new(engine).await
+                    else { return };
+                    $body
+                }
+            )+
+        }
+    };
 }
 
 impl TestDatabase {

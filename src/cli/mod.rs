@@ -1,25 +1,22 @@
 //! The commands.
 
-use std::fmt::Write as _;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
+mod healthcheck;
+mod key;
 
-use anyhow::{Context, anyhow, bail};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::{self, ErrorKind, Write};
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+
+pub use healthcheck::healthcheck;
+pub use key::{Key, key};
 
 use crate::app;
-use crate::config::{self, Config, Grade, Loaded, ServerConfig};
+use crate::auth::{self, Known};
+use crate::config::{self, Config, Fault, Faults, Grade, Loaded, RateLimitConfig};
 use crate::db::{Db, State};
-
-/// Longest the health check waits; below Docker's and Kubernetes' usual timeouts.
-const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Plinth: an axum service, complete and in production shape on the first run.
 ///
@@ -46,7 +43,8 @@ pub enum Command {
     },
     /// Judge this configuration by production's rules, whatever APP_ENV is.
     ///
-    /// Prints a table of pass, warn and fail, each with its fix. Exits with 1 if anything fails.
+    /// Prints a table of pass, warn and fail, each with its fix, and every fault in the principals
+    /// file. Exits with 1 if anything fails.
     Check,
     /// Print every key, its value (secrets redacted), where it came from and what it overrode.
     Config {
@@ -60,6 +58,11 @@ pub enum Command {
     ///
     /// For images without a shell or curl. It reads the same configuration as the service.
     Healthcheck,
+    /// Make, list, take back and replace API keys.
+    Key {
+        #[command(subcommand)]
+        action: Key,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -126,8 +129,21 @@ pub fn check(config: &Config) -> anyhow::Result<ExitCode> {
     }
     let failed = findings.iter().filter(|finding| finding.grade == Grade::Fail).count();
     writeln!(text, "{failed} of {} rules fail", findings.len())?;
+    let faults = principals_faults(config);
+    let good = failed == 0 && faults.is_empty();
+    if !faults.is_empty() {
+        write!(text, "{}", Faults(faults))?;
+    }
     answer(&text)?;
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn principals_faults(config: &Config) -> Vec<Fault> {
+    let Some(path) = &config.auth.principals_file else { return Vec::new() };
+    let own = config.rate_limit.classes.keys().cloned();
+    let classes: BTreeSet<_> =
+        RateLimitConfig::BUILT_IN.map(String::from).into_iter().chain(own).collect();
+    auth::check(path, &Known { scopes: &app::scopes(), classes: &classes })
 }
 
 /// Runs `config`.
@@ -151,96 +167,4 @@ pub fn config(loaded: &Loaded, json: bool) -> anyhow::Result<ExitCode> {
 pub fn openapi() -> anyhow::Result<ExitCode> {
     answer(&(app::openapi().to_pretty_json()? + "\n"))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Runs `healthcheck`.
-///
-/// # Errors
-/// One line: nothing answers, or what does is not ready.
-pub fn healthcheck(config: &ServerConfig) -> anyhow::Result<ExitCode> {
-    let address = SocketAddr::new(reachable(config.bind), config.port);
-    let tcp = TcpStream::connect_timeout(&address, HEALTHCHECK_TIMEOUT)
-        .with_context(|| format!("nothing answers at {address}"))?;
-    tcp.set_read_timeout(Some(HEALTHCHECK_TIMEOUT))?;
-    tcp.set_write_timeout(Some(HEALTHCHECK_TIMEOUT))?;
-    let answer = match config.tls_cert {
-        Some(_) => ask(StreamOwned::new(loopback_tls(address.ip())?, tcp)),
-        None => ask(tcp),
-    };
-    let answer = answer.map_err(|error| match error.kind() {
-        // What a socket calls its timeout says nothing of time.
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-            anyhow!("it takes longer than {HEALTHCHECK_TIMEOUT:?}")
-        }
-        _ => error.into(),
-    });
-    match answer.with_context(|| format!("no answer from {address}"))?.get(9..12) {
-        Some("200") => Ok(ExitCode::SUCCESS),
-        Some(status) => bail!("not ready: {status} from {address}"),
-        None => bail!("what answers at {address} does not speak HTTP"),
-    }
-}
-
-/// The address to reach a listener on `bind` at from this machine.
-fn reachable(bind: IpAddr) -> IpAddr {
-    if bind.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { bind }
-}
-
-/// The head of the answer, or as much as fits.
-fn ask(mut stream: impl Read + Write) -> std::io::Result<String> {
-    stream
-        .write_all(b"GET /health/ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
-    let mut head = [0; 64];
-    let length = stream.read(&mut head)?;
-    Ok(String::from_utf8_lossy(&head[..length]).into_owned())
-}
-
-/// TLS to this machine's own listener. Its certificate names a public host, not the loopback
-/// address, so it is not checked: nothing secret is sent, and nobody stands between.
-fn loopback_tls(ip: IpAddr) -> anyhow::Result<ClientConnection> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Unverified(provider)))
-        .with_no_client_auth();
-    Ok(ClientConnection::new(Arc::new(config), ServerName::IpAddress(ip.into()))?)
-}
-
-#[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
