@@ -18,13 +18,13 @@ use axum::extract::ConnectInfo;
 use axum::http::{Request, StatusCode};
 use axum::routing::get;
 use plinth::api::{Routes, keep, scope};
-use plinth::auth::{self, Scopes};
+use plinth::auth::{Known, Scopes, manage};
 use plinth::config::{AuthMode, Config, Environment, SecretUrl};
 use plinth::health::Health;
 use plinth::middleware::{ClientIp, FloodGuard};
 use plinth::state::AppState;
 use rustix::time::{ClockId, clock_gettime};
-use tower::{Service, ServiceExt};
+use tower::Service;
 use utoipa_axum::routes;
 
 const ROUNDS: usize = 201;
@@ -50,10 +50,10 @@ async fn main() {
     config.database.url = SecretUrl::new(format!("sqlite://{}/plinth.db", folder.display()));
 
     let api = Routes::new().add(scope("bench:run"), routes!(gated));
-    let known = auth::Known { scopes: api.scopes(), classes: &config.rate_limit.classes() };
+    let known = Known { scopes: api.scopes(), classes: &config.rate_limit.classes() };
     let state = AppState::connect(&config, Health::starting(&config.health), &known).await.unwrap();
     let scopes = Scopes::asked(["bench:run"], api.scopes()).unwrap();
-    let key = auth::create(&state.db, "plinth", "bench", scopes, None).await.unwrap();
+    let key = manage::create(&state.db, "plinth", "bench", scopes, None).await.unwrap();
     let key = key.key.expose();
 
     let without = Router::new().route("/bare", get(bare));
@@ -86,7 +86,7 @@ async fn round(router: &Router, path: &str, key: &str) -> f64 {
     let requests: Vec<_> = (0..REQUESTS).map(|_| request(path, key)).collect();
     let start = cpu_time();
     for request in requests {
-        let answer = service.ready().await.unwrap().call(request).await.unwrap();
+        let answer = service.call(request).await.unwrap();
         assert_eq!(answer.status(), StatusCode::NO_CONTENT);
     }
     (cpu_time() - start).as_secs_f64() * 1e6 / f64::from(REQUESTS)

@@ -9,6 +9,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::request_id::X_REQUEST_ID;
 use crate::config::CorsConfig;
+use crate::ratelimit;
 
 pub(super) fn layer(config: &CorsConfig) -> CorsLayer {
     let origins = if config.allowed_origins.iter().any(|origin| origin == "*") {
@@ -34,6 +35,11 @@ pub(super) fn layer(config: &CorsConfig) -> CorsLayer {
             HeaderName::from_static("traceparent"),
             HeaderName::from_static("tracestate"),
         ])
-        .expose_headers([ETAG, LINK, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE, X_REQUEST_ID])
+        .expose_headers(
+            [ETAG, LINK, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE, X_REQUEST_ID]
+                .into_iter()
+                .chain(ratelimit::HEADERS)
+                .collect::<Vec<_>>(),
+        )
         .max_age(config.max_age)
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use plinth::auth::{self, Scopes};
+use plinth::auth::{Scopes, manage as auth};
 use plinth::config::{AuthMode, Config};
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
