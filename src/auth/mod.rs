@@ -63,7 +63,7 @@ pub struct Auth(Arc<Inner>);
 struct Inner {
     mode: AuthMode,
     key_prefix: String,
-    gate: Gate,
+    resolver: Resolver,
     anonymous: Principal,
     remembered: Cache<[u8; 32], Identity>,
     _background: Vec<Background>,
@@ -72,7 +72,7 @@ struct Inner {
 type Background = AbortOnDropHandle<Infallible>;
 
 /// What decides on a credential that is not remembered.
-struct Gate {
+struct Resolver {
     db: Db,
     file: Option<File>,
     principals: ArcSwap<Principals>,
@@ -136,7 +136,7 @@ impl Auth {
         Ok(Self(Arc::new(Inner {
             mode: config.mode,
             key_prefix: config.key_prefix.clone(),
-            gate: Gate { db, file, principals, tokens, last_used },
+            resolver: Resolver { db, file, principals, tokens, last_used },
             anonymous: Principal::anonymous(),
             remembered: Cache::builder()
                 .max_capacity(MOST_REMEMBERED)
@@ -158,7 +158,7 @@ impl Auth {
     /// [`Error::Unauthorized`]; or [`Error::Unavailable`] when the database or the issuer's keys,
     /// without which nothing can be said, are away.
     pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, Error> {
-        let Inner { mode, key_prefix, gate, anonymous, remembered, .. } = &*self.0;
+        let Inner { mode, key_prefix, resolver, anonymous, remembered, .. } = &*self.0;
         let Some(credential) = Credential::read(headers, key_prefix).map_err(refused)? else {
             return match mode {
                 AuthMode::Open => Ok(anonymous.clone()),
@@ -168,19 +168,19 @@ impl Auth {
             };
         };
         let id = Sha256::digest(credential.text()).into();
-        let identity = remembered.try_get_with(id, gate.identify(credential, key_prefix)).await;
+        let identity = remembered.try_get_with(id, resolver.identify(credential, key_prefix)).await;
         identity.map_err(|error| Error::clone(&error))?.still(credential)
     }
 
     /// Reads the principals file and a file of keys again, and forgets who was known. A file that
     /// is wrong changes nothing. The log tells what came of it.
     pub async fn reload(&self) {
-        let gate = &self.0.gate;
-        if let Some(file) = &gate.file {
+        let resolver = &self.0.resolver;
+        if let Some(file) = &resolver.file {
             let path = file.path.display();
             match file.read() {
                 Ok(principals) => {
-                    gate.principals.store(Arc::new(principals));
+                    resolver.principals.store(Arc::new(principals));
                     tracing::info!(file = %path, "principals reloaded");
                 }
                 Err(faults) => tracing::error!(
@@ -188,7 +188,7 @@ impl Auth {
                 ),
             }
         }
-        if let Some(Verifier { jwks, .. }) = gate.tokens.as_ref().filter(|t| t.jwks.is_file()) {
+        if let Some(Verifier { jwks, .. }) = resolver.tokens.as_ref().filter(|t| t.jwks.is_file()) {
             match jwks.load().await {
                 Ok(()) => tracing::info!("the issuer's keys are reloaded"),
                 Err(error) => tracing::error!(
@@ -202,11 +202,11 @@ impl Auth {
 
     /// Writes when keys were last used, as far as it is not written yet.
     pub async fn close(&self) {
-        self.0.gate.last_used.flush(&self.0.gate.db).await;
+        self.0.resolver.last_used.flush(&self.0.resolver.db).await;
     }
 }
 
-impl Gate {
+impl Resolver {
     /// An unknown API key is an answer, to be remembered. A refused token is not: what follows may
     /// be good (its issuer's new key was fetched), and a clock alone makes some so.
     async fn identify(&self, credential: Credential<'_>, prefix: &str) -> Result<Identity, Error> {

@@ -120,7 +120,8 @@ async fn check_reads_the_principals_file() {
     let file = folder.path().join("principals.toml");
     std::fs::write(&file, "[roles]\nreader = [\"plans:reed\"]\n[keys]\nci = [\"raeder\"]\n")
         .unwrap();
-    let variables = [("APP_AUTH__PRINCIPALS_FILE", "principals.toml")];
+    let variables =
+        [("APP_AUTH__MODE", "required"), ("APP_AUTH__PRINCIPALS_FILE", "principals.toml")];
     let ended = folder.run(&["check"], variables).await;
     let text = ended.text();
     assert_eq!(ended.code, Some(1), "{text}");

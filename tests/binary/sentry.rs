@@ -59,7 +59,7 @@ async fn ask(url: &str, method: &str, path: &str, id: &str) -> (StatusCode, Valu
     let answer = request
         .header("x-request-id", id)
         .header("x-forwarded-for", CLIENT)
-        .header("authorization", format!("Bearer {CANARY}"))
+        .header("proxy-authorization", format!("Bearer {CANARY}"))
         .header("cookie", format!("session={CANARY}"))
         .header("user-agent", CANARY)
         .header("content-type", "application/json")
