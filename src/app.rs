@@ -174,7 +174,7 @@ fn quota_classes(routes: &Routes, config: &Config) -> anyhow::Result<BTreeSet<St
     Ok(configured)
 }
 
-/// Reads the principals anew on each SIGHUP, until the handle is dropped.
+/// Reads the files of principals and of keys anew on each SIGHUP, until the handle is dropped.
 fn reload_on_hangup(auth: Auth) -> AbortOnDropHandle<()> {
     let hangup = signal(SignalKind::hangup());
     AbortOnDropHandle::new(tokio::spawn(async move {
@@ -187,4 +187,26 @@ fn reload_on_hangup(auth: Auth) -> AbortOnDropHandle<()> {
             Err(error) => tracing::error!(%error, "SIGHUP cannot be listened to"),
         }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use utoipa_axum::routes;
+
+    use super::*;
+    use crate::config::Environment;
+
+    #[utoipa::path(get, path = "/")]
+    async fn nothing() {}
+
+    #[test]
+    fn a_route_of_a_class_that_is_not_configured_keeps_the_service_from_starting() {
+        let mut config = Config::defaults(Environment::Test);
+        let routes = Routes::new().add(api::public().class("reports"), routes!(nothing));
+        let error = quota_classes(&routes, &config).unwrap_err().to_string();
+        assert!(error.contains("`[rate_limit.classes.reports]`"), "{error}");
+
+        config.rate_limit.classes.insert("reports".into(), Default::default());
+        assert!(quota_classes(&routes, &config).unwrap().contains("reports"));
+    }
 }

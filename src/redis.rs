@@ -108,7 +108,7 @@ impl Redis {
         self.live.load_full()
     }
 
-    /// Most time that asking may add to a request, all in all.
+    /// Most time that one question may take.
     pub fn budget(&self) -> Duration {
         self.budget
     }

@@ -9,7 +9,7 @@ use axum::{Extension, Router};
 use crate::auth::{Auth, Principal, PrincipalKind};
 use crate::error::{Error, Result};
 use crate::middleware::ClientIp;
-use crate::ratelimit::{Caller, Limits};
+use crate::ratelimit::{Caller, Limits, Verdict};
 use crate::state::AppState;
 
 /// The quota class of routes that name no other.
@@ -98,22 +98,22 @@ impl Gate {
         };
         let caller = caller(principal.as_ref(), client);
         let verdict = keeper.limits.take(self.class, &caller).await;
-        let refusal = verdict.as_ref().filter(|verdict| !verdict.allowed);
-        let mut response = match refusal {
-            Some(verdict) => verdict.refusal().into_response(),
-            None => match self.authorize(principal.as_ref(), &parts, client) {
-                Ok(()) => {
-                    principal.clone().map(|known| parts.extensions.insert(known));
-                    next.run(Request::from_parts(parts, body)).await
+        let mut response = match self.admit(principal.as_ref(), verdict.as_ref(), &parts, client) {
+            Ok(()) => {
+                if let Some(known) = &principal {
+                    parts.extensions.insert(known.clone());
                 }
-                Err(error) => error.into_response(),
-            },
+                next.run(Request::from_parts(parts, body)).await
+            }
+            Err(error) => error.into_response(),
         };
         if let Some(verdict) = &verdict {
             verdict.write_headers(response.headers_mut());
         }
         // For the access log.
-        principal.map(|known| response.extensions_mut().insert(known));
+        if let Some(known) = principal {
+            response.extensions_mut().insert(known);
+        }
         response
     }
 
@@ -144,12 +144,16 @@ impl Gate {
         }
     }
 
-    fn authorize(
+    fn admit(
         self,
         principal: Option<&Principal>,
+        verdict: Option<&Verdict>,
         request: &Parts,
         client: ClientIp,
     ) -> Result<()> {
+        if let Some(verdict) = verdict.filter(|verdict| !verdict.allowed) {
+            return Err(verdict.refusal());
+        }
         match self.needs {
             Needs::Scope(scope) if !principal.is_some_and(|known| known.can(scope)) => {
                 let error = Error::Forbidden { scope };

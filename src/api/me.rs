@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 
-use super::gate::{authenticated, caller};
+use super::gate::{AUTH_CLASS, authenticated, caller};
 use super::routes::Routes;
 use crate::auth::{Principal, PrincipalKind};
 use crate::error::whole_seconds;
@@ -57,10 +57,11 @@ async fn me(
     Extension(client): Extension<ClientIp>,
     State(limits): State<Limits>,
 ) -> Json<Me> {
-    let caller = caller(Some(&principal), client);
     let mut quotas = Vec::new();
     for class in limits.classes() {
-        let verdict = limits.peek(class, &caller).await;
+        // What fails is counted by address, whoever it claimed to be.
+        let counted = Some(&principal).filter(|_| class != AUTH_CLASS);
+        let verdict = limits.peek(class, &caller(counted, client)).await;
         quotas.extend(verdict.into_iter().flat_map(|verdict| verdict.windows).map(Quota::from));
     }
     Json(Me {

@@ -17,6 +17,7 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use reqwest::redirect;
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::task::AbortHandle;
 
 use super::ticks;
 
@@ -58,6 +59,7 @@ enum Source {
 /// The last fetch, under way or done.
 struct Fetch {
     begun: Instant,
+    task: AbortHandle,
     end: Shared<BoxFuture<'static, ()>>,
 }
 
@@ -142,14 +144,16 @@ impl Jwks {
     fn fetch(&self) -> Shared<BoxFuture<'static, ()>> {
         let mut last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(fetch) = &*last
-            && (fetch.end.peek().is_none() || fetch.begun.elapsed() < self.0.cooldown)
+            // Not by whether `end` is known: that takes somebody who waited for it.
+            && (!fetch.task.is_finished() || fetch.begun.elapsed() < self.0.cooldown)
         {
             return fetch.end.clone();
         }
         let jwks = self.clone();
         let task = tokio::spawn(async move { jwks.load_and_tell().await });
+        let handle = task.abort_handle();
         let end = task.map(drop).boxed().shared();
-        *last = Some(Fetch { begun: Instant::now(), end: end.clone() });
+        *last = Some(Fetch { begun: Instant::now(), task: handle, end: end.clone() });
         end
     }
 

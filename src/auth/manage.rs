@@ -36,11 +36,11 @@ pub async fn create(
 ) -> anyhow::Result<Made> {
     check_name(name)?;
     let now = now();
-    let mut tx = db.begin().await?;
+    let mut tx = begin(db).await?;
     if !store::live(&mut tx, None, name, now).await?.is_empty() {
         bail!("there is a live key called `{name}`; replace it with `key rotate {name}`");
     }
-    let made = insert(&mut tx, prefix, name, scopes, end(now, lifetime)?).await?;
+    let made = insert(&mut tx, prefix, name, scopes, now, end(now, lifetime)?).await?;
     tx.commit().await?;
     Ok(made)
 }
@@ -60,7 +60,7 @@ pub async fn list(db: &Db) -> anyhow::Result<Vec<ApiKey>> {
 /// There is none; or the database's.
 pub async fn revoke(db: &Db, id_or_name: &str) -> anyhow::Result<Vec<ApiKey>> {
     let now = now();
-    let mut tx = db.begin().await?;
+    let mut tx = begin(db).await?;
     let keys = live(&mut tx, id_or_name, now).await?;
     for key in &keys {
         store::revoke(&mut tx, key.id, now).await?;
@@ -69,8 +69,8 @@ pub async fn revoke(db: &Db, id_or_name: &str) -> anyhow::Result<Vec<ApiKey>> {
     Ok(keys)
 }
 
-/// Makes a key with the name and the scopes of the newest live one. Those before it live on for
-/// `overlap`, and never longer than they would have.
+/// Makes a key with the name and the scopes of the newest live one, and its lifetime where none is
+/// given. Those before it live on for `overlap`, and never longer than they would have.
 ///
 /// # Errors
 /// There is none; or the database's.
@@ -83,16 +83,30 @@ pub async fn rotate(
 ) -> anyhow::Result<Made> {
     check_name(name)?;
     let now = now();
-    let overlap = end(now, Some(overlap))?.unwrap_or(now);
-    let mut tx = db.begin().await?;
+    let overlap = now + overlap.min(LONGEST);
+    let mut tx = begin(db).await?;
     let old = live(&mut tx, name, now).await?;
-    let scopes = old.last().map(|key| key.scopes.clone()).unwrap_or_default();
+    let newest = old.last();
+    let scopes = newest.map(|key| key.scopes.clone()).unwrap_or_default();
+    let lifetime = lifetime.or_else(|| newest.and_then(lifetime_of));
     for key in &old {
         store::expire(&mut tx, key.id, overlap).await?;
     }
-    let made = insert(&mut tx, prefix, name, scopes, end(now, lifetime)?).await?;
+    let made = insert(&mut tx, prefix, name, scopes, now, end(now, lifetime)?).await?;
     tx.commit().await?;
     Ok(made)
+}
+
+/// One at a time, or two could each find that there is no key of a name, and make one.
+async fn begin(db: &Db) -> sqlx::Result<Tx> {
+    let mut tx = db.begin().await?;
+    store::lock(&mut tx).await?;
+    Ok(tx)
+}
+
+/// How long a key was to live when it was made; rotation may have cut it short since.
+fn lifetime_of(key: &ApiKey) -> Option<Duration> {
+    (key.expires_at? - key.created_at).to_std().ok()
 }
 
 /// At least one.
@@ -109,6 +123,7 @@ async fn insert(
     prefix: &str,
     name: &str,
     scopes: Scopes,
+    created_at: DateTime<Utc>,
     expires_at: Option<DateTime<Utc>>,
 ) -> anyhow::Result<Made> {
     let key = Key::generate(prefix)?;
@@ -117,7 +132,7 @@ async fn insert(
         name: name.to_owned(),
         hint: key.hint(),
         scopes,
-        created_at: now(),
+        created_at,
         expires_at,
         revoked_at: None,
         last_used_at: None,
@@ -128,6 +143,7 @@ async fn insert(
 
 fn end(now: DateTime<Utc>, lifetime: Option<Duration>) -> anyhow::Result<Option<DateTime<Utc>>> {
     match lifetime {
+        Some(lifetime) if lifetime.is_zero() => bail!("a key that lives for no time opens nothing"),
         Some(lifetime) if lifetime > LONGEST => bail!("no key is planned for over a century ahead"),
         lifetime => Ok(lifetime.map(|lifetime| now + lifetime)),
     }

@@ -167,7 +167,9 @@ impl Auth {
                 }
             };
         };
-        let id = Sha256::digest(credential.text()).into();
+        // With its kind: a token is not to be taken for a key, nor the other way round.
+        let kind = [u8::from(matches!(credential, Credential::Token(_)))];
+        let id = Sha256::new().chain_update(kind).chain_update(credential.text()).finalize().into();
         let identity = remembered.try_get_with(id, resolver.identify(credential, key_prefix)).await;
         identity.map_err(|error| Error::clone(&error))?.still(credential)
     }

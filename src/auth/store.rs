@@ -6,7 +6,7 @@ use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::scopes::Scopes;
-use crate::db::{Db, Tx};
+use crate::db::{Db, Engine, Tx};
 use crate::on;
 
 /// An API key, as far as it is kept: not the key itself.
@@ -52,6 +52,17 @@ macro_rules! select {
             $rest
         )
     };
+}
+
+/// Keeps others that change keys waiting until the transaction ends. SQLite has one writer anyway.
+pub(super) async fn lock(tx: &mut Tx) -> sqlx::Result<()> {
+    match tx.executor() {
+        Engine::Sqlite(_) => Ok(()),
+        Engine::Postgres(conn) => sqlx::query("LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE")
+            .execute(conn)
+            .await
+            .map(drop),
+    }
 }
 
 /// Never a replica's yesterday: what it revoked must stay out.

@@ -45,7 +45,8 @@ pub enum Key {
         /// How long the old one lives on; never longer than it would have.
         #[arg(long, default_value = "24h", value_parser = humantime::parse_duration)]
         overlap: Duration,
-        /// How long the new one lives, such as `90d`; for ever, if this is left out.
+        /// How long the new one lives, such as `90d`; as long as the old one was to, if this is
+        /// left out.
         #[arg(long, value_parser = humantime::parse_duration)]
         expires: Option<Duration>,
     },
@@ -57,7 +58,11 @@ pub enum Key {
 /// One line: what is asked for cannot be done, or the database cannot do it.
 pub async fn key(action: Key, config: &Config) -> anyhow::Result<ExitCode> {
     let db = Db::connect(&config.database).await?;
-    db.require_migrated().await?;
+    if config.database.migrate_on_start {
+        db.migrate().await?;
+    } else {
+        db.require_migrated().await?;
+    }
     let prefix = &config.auth.key_prefix;
     match action {
         Key::Create { name, scopes, expires } => {
@@ -73,7 +78,7 @@ pub async fn key(action: Key, config: &Config) -> anyhow::Result<ExitCode> {
         }
         Key::Rotate { name, overlap, expires } => {
             show(&manage::rotate(&db, prefix, &name, overlap, expires).await?)?;
-            eprintln!("those before it live for {}", humantime::format_duration(overlap));
+            eprintln!("those before it live for {} at most", humantime::format_duration(overlap));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -3,7 +3,6 @@
 mod healthcheck;
 mod key;
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
@@ -15,7 +14,7 @@ pub use key::{Key, key};
 
 use crate::app;
 use crate::auth::{self, Known};
-use crate::config::{self, Config, Fault, Faults, Grade, Loaded, RateLimitConfig};
+use crate::config::{self, Config, Fault, Faults, Grade, Loaded};
 use crate::db::{Db, State};
 
 /// Plinth: an axum service, complete and in production shape on the first run.
@@ -140,9 +139,7 @@ pub fn check(config: &Config) -> anyhow::Result<ExitCode> {
 
 fn principals_faults(config: &Config) -> Vec<Fault> {
     let Some(path) = &config.auth.principals_file else { return Vec::new() };
-    let own = config.rate_limit.classes.keys().cloned();
-    let classes: BTreeSet<_> =
-        RateLimitConfig::BUILT_IN.map(String::from).into_iter().chain(own).collect();
+    let classes = config.rate_limit.classes();
     auth::check(path, &Known { scopes: &app::scopes(), classes: &classes })
 }
 

@@ -71,7 +71,8 @@ const PRODUCTION: &[Rule] = &[
         fix: "set APP_AUTH__JWT__JWKS to an https URL or to a file",
         judge: |config| {
             let jwks = config.auth.jwt.jwks.as_deref().unwrap_or_default();
-            (!jwks.starts_with("http://"), or_none(jwks))
+            let plain = Url::parse(jwks).is_ok_and(|url| url.scheme() == "http");
+            (!plain, or_none(jwks))
         },
     },
     Rule {

@@ -235,10 +235,24 @@ fn check_jwt(jwt: &JwtConfig) -> Vec<Check> {
         not_zero("auth.jwt.refresh", jwt.refresh),
         not_zero("auth.jwt.cooldown", jwt.cooldown),
     ];
-    if !jwks.is_empty() && !jwks.contains("://") {
+    if jwks.contains("://") {
+        checks.push(check(
+            !is_public_url(jwks),
+            "auth.jwt.jwks",
+            "it is not an http or https URL, or it has a user or password in it",
+            "copy the issuer's `jwks_uri`; what it serves is public",
+        ));
+    } else if !jwks.is_empty() {
         checks.extend(unreadable("auth.jwt.jwks", Path::new(jwks)));
     }
     checks
+}
+
+fn is_public_url(text: &str) -> bool {
+    Url::parse(text).is_ok_and(|url| {
+        let anonymous = url.username().is_empty() && url.password().is_none();
+        matches!(url.scheme(), "http" | "https") && anonymous
+    })
 }
 
 fn check_rate_limit(rate_limit: &RateLimitConfig) -> Vec<Check> {
@@ -255,6 +269,13 @@ fn check_rate_limit(rate_limit: &RateLimitConfig) -> Vec<Check> {
     for (name, class) in &rate_limit.classes {
         let key = |field: &str| format!("rate_limit.classes.{name}.{field}");
         let built_in = RateLimitConfig::BUILT_IN.contains(&name.as_str());
+        let letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
+        checks.push(check(
+            name.is_empty() || !name.chars().all(letter),
+            format!("rate_limit.classes.{name}"),
+            "headers name the class, and it is not one plain word",
+            "call it by lower-case letters, digits, `-` and `_`",
+        ));
         checks.push(check(
             class.limit.is_none() && !built_in,
             key("limit"),

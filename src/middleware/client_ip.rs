@@ -102,12 +102,18 @@ fn from_the_right(list: &str, separator: char) -> impl Iterator<Item = &str> {
         let list = rest?;
         let mut quoted = false;
         let start = list.char_indices().rev().find_map(|(at, c)| {
-            quoted ^= c == '"' && !list[..at].ends_with('\\');
+            quoted ^= c == '"' && !is_escaped(&list[..at]);
             (c == separator && !quoted).then_some(at)
         });
         rest = start.map(|at| &list[..at]);
         Some(start.map_or(list, |at| &list[at + 1..]))
     })
+}
+
+/// Whether what follows this is a character in a quoted string, by the backslash in front of it: one
+/// that is not itself escaped.
+fn is_escaped(before: &str) -> bool {
+    before.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1
 }
 
 /// An address as RFC 7239 and the proxies write it: with or without quotes, brackets and port.
@@ -180,6 +186,8 @@ mod tests {
             "for=198.51.100.1;host=\"a,for=1.1.1.1\"",
             "for=198.51.100.1;host=\"a;for=1.1.1.1\"",
             "for=198.51.100.1;host=\"\\\",for=1.1.1.1\"",
+            "for=1.1.1.1;x=\", for=198.51.100.1;host=\"a\\\\\"",
+            "for=198.51.100.1;host=\"a\\\\\"",
         ] {
             assert_eq!(by_rfc_7239("10.0.0.1", &[forwarded]), "198.51.100.1", "{forwarded}");
         }

@@ -18,10 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use caller::Caller;
-pub use verdict::{
-    HEADERS, RATE_LIMIT, RATE_LIMIT_POLICY, Verdict, WindowState, X_RATE_LIMIT_LIMIT,
-    X_RATE_LIMIT_REMAINING, X_RATE_LIMIT_RESET,
-};
+pub use verdict::{HEADERS, Verdict, WindowState};
 
 use crate::config::{OnStoreFailure, RateLimitConfig};
 use crate::redis::Redis;
@@ -99,7 +96,9 @@ impl Limits {
         }
         let class = self.class(class);
         let subject = Subject::of(caller, class.key);
-        let windows = class.windows(caller.overrides);
+        // A principal's own limits are no limits for others who come from the same address.
+        let overrides = caller.overrides.filter(|_| !matches!(subject, Subject::Ip(_)));
+        let windows = class.windows(overrides);
         if let Some(shared) = shared {
             if let Some(verdict) = shared.look(class.name(), &subject, &windows, cost).await {
                 return Some(verdict);

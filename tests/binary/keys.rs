@@ -87,7 +87,7 @@ async fn story(variables: Vec<(&str, &str)>) {
 #[tokio::test]
 async fn what_cannot_be_done_is_said_in_one_line() {
     let folder = Folder::new();
-    let early = folder.run(&["key", "list"], []).await;
+    let early = folder.run(&["key", "list"], [("APP_DATABASE__MIGRATE_ON_START", "false")]).await;
     assert_eq!((early.code, early.err.len()), (Some(1), 1), "{early:#?}");
     assert!(early.err[0].contains("migrat"), "{early:#?}");
 

@@ -109,6 +109,8 @@ async fn a_million_clients_fit_into_memory_and_are_forgotten() {
     let swept = resident().saturating_sub(before);
     let mib = |bytes: u64| bytes / (1 << 20);
     println!("a million clients: {sizes:?} entries, {} MiB; swept, {} MiB", mib(full), mib(swept));
+    // Those that came first may have been swept before the last came.
+    assert!(sizes.iter().all(|size| *size as u64 > MILLION / 2), "{sizes:?}");
     assert!(mib(full) < 100, "{} MiB", mib(full));
     assert!(swept < full / 2, "{} of {} MiB are left", mib(swept), mib(full));
 }

@@ -163,6 +163,24 @@ both_databases! {
         make(&db, "ci", None).await;
     }
 
+    async fn of_many_made_at_once_under_one_name_there_is_one(database) {
+        let db = migrated(&database).await;
+        let scopes = || Scopes::asked(["plans:read"], &scopes()).unwrap();
+        let make = || manage::create(&db, PREFIX, "ci", scopes(), None);
+        let made = join_all((0..4).map(|_| make())).await;
+        assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 1);
+        assert_eq!(manage::list(&db).await.unwrap().len(), 1);
+    }
+
+    async fn a_rotated_key_has_the_lifetime_of_the_one_before(database) {
+        let db = migrated(&database).await;
+        let day = Duration::from_secs(86_400);
+        make(&db, "ci", Some(day * 90)).await;
+        let new = manage::rotate(&db, PREFIX, "ci", day, None).await.unwrap().kept;
+        assert_eq!((new.expires_at.unwrap() - new.created_at).num_days(), 90);
+        assert!(manage::rotate(&db, PREFIX, "ci", day, Some(Duration::ZERO)).await.is_err());
+    }
+
     async fn a_rotated_key_lives_on_for_the_overlap(database) {
         let db = migrated(&database).await;
         let auth = connect(&required(), &db).await;
@@ -321,6 +339,19 @@ async fn a_good_token_is_taken() {
         }
     }
     assert_eq!(issuer.fetches(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_no_api_key_and_its_scopes_are_no_patterns() {
+    let signer = Signer::ec("1");
+    let issuer = Issuer::start(&[&signer]);
+    let house = House::of(&settings(&issuer.jwks)).await;
+    let token = signer.sign(&claims(json!({ "scope": "* plans:* plans:read" })));
+    let principal = authenticate(&house.auth, &token).await.unwrap();
+    assert_eq!(principal.scopes().iter().collect::<Vec<_>>(), ["plans:read"]);
+    let value = HeaderValue::from_str(&token).unwrap();
+    let headers = HeaderMap::from_iter([("x-api-key".parse().unwrap(), value)]);
+    assert!(house.auth.authenticate(&headers).await.is_err(), "though it was just taken as a token");
 }
 
 #[tokio::test(flavor = "multi_thread")]
