@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::process::{Ended, Folder};
-use crate::support::{Engine, TestDatabase};
+use crate::support::{Engine, TestDatabase, until};
 
 /// A folder with a database to keep keys in.
 struct Keys<'a> {
@@ -130,4 +130,33 @@ async fn check_reads_the_principals_file() {
 
     std::fs::write(&file, "[roles]\nreader = [\"plans:read\"]\n").unwrap();
     assert_eq!(folder.run(&["check"], variables).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_hangup_reads_the_principals_file_again() {
+    let folder = Folder::new();
+    let file = folder.path().join("principals.toml");
+    let roles = "[roles]\nwriter = [\"plans:write\"]\n";
+    std::fs::write(&file, roles).unwrap();
+    let variables =
+        [("APP_AUTH__MODE", "required"), ("APP_AUTH__PRINCIPALS_FILE", "principals.toml")];
+    let (mut process, url) = folder.serve(variables).await;
+    let create = ["key", "create", "--name", "ci", "--scopes", "plans:read"];
+    let key = folder.run(&create, []).await.out[0].clone();
+    let scopes = async || {
+        let me = reqwest::Client::new().get(format!("{url}/api/v1/me")).bearer_auth(&key);
+        let me: serde_json::Value = me.send().await.unwrap().json().await.unwrap();
+        me["scopes"].clone()
+    };
+    assert_eq!(scopes().await, serde_json::json!(["plans:read"]));
+
+    std::fs::write(&file, format!("{roles}[keys]\nci = [\"writer\"]\n")).unwrap();
+    process.signal(rustix::process::Signal::HUP);
+    let both = serde_json::json!(["plans:read", "plans:write"]);
+    until("the new roles hold", async || scopes().await == both).await;
+
+    std::fs::write(&file, "[roles]\nwriter = [\"plans:wright\"]\n").unwrap();
+    process.signal(rustix::process::Signal::HUP);
+    process.line("no route asks for the scope `plans:wright`").await;
+    assert_eq!(scopes().await, both, "the old ones stay");
 }

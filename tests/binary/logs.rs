@@ -283,6 +283,58 @@ async fn no_secret_reaches_the_log_even_at_debug() {
     assert!(only(&lines, "broken")["cause"].as_str().unwrap().contains("no such table"));
 }
 
+/// Beside the access log's line, one of the audit log's; and the access log names the principal.
+#[tokio::test]
+async fn who_is_turned_away_is_in_the_audit_log() {
+    let folder = Folder::new();
+    let (process, url) = folder.serve([JSON, ("APP_AUTH__MODE", "required")]).await;
+    let create = ["key", "create", "--name", "ci", "--scopes", "plans:read"];
+    let key = folder.run(&create, []).await.out[0].clone();
+    let ask = |id: &'static str| {
+        Client::new().post(format!("{url}/api/v1/plans")).header("x-request-id", id)
+    };
+    assert_eq!(ask("unknown").send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    let forbidden = ask("forbidden").bearer_auth(&key).body(PLAN);
+    assert_eq!(forbidden.send().await.unwrap().status(), StatusCode::FORBIDDEN);
+
+    let ended = process.stop().await;
+    let lines = parsed(&ended);
+    let of = |id: &str, target: &str| {
+        let of_both = |line: &&Map<String, Value>| {
+            line.get("request_id").is_some_and(|given| given == id) && line["target"] == target
+        };
+        let found: Vec<_> = lines.iter().filter(of_both).collect();
+        assert_eq!(found.len(), 1, "{id} {target}: {lines:#?}");
+        found[0].clone()
+    };
+    let unknown = of("unknown", "plinth::audit");
+    assert_eq!(
+        (&unknown["message"], &unknown["client_ip"]),
+        (&json!("denied"), &json!("127.0.0.1"))
+    );
+    assert_eq!((&unknown["method"], &unknown["route"]), (&json!("POST"), &json!("/api/v1/plans")));
+    assert!(unknown["why"].as_str().unwrap().starts_with("this needs an API key"), "{unknown:#?}");
+    let forbidden = of("forbidden", "plinth::audit");
+    assert_eq!(forbidden["principal"], "key:ci");
+    assert_eq!(forbidden["why"], "this needs the scope plans:write");
+    assert_eq!(of("forbidden", "plinth::access")["principal"], "key:ci");
+}
+
+/// The one warning of a service that lets anyone in.
+#[tokio::test]
+async fn an_open_service_says_so_at_its_start() {
+    let folder = Folder::new();
+    for (mode, said) in [("open", 1), ("required", 0)] {
+        let (process, _) = folder.serve([JSON, ("APP_AUTH__MODE", mode)]).await;
+        let ended = process.stop().await;
+        let lines = parsed(&ended);
+        let warned = lines.iter().filter(|line| line["level"] == "WARN");
+        let warned =
+            warned.filter(|line| line["message"].as_str().unwrap().contains("anyone may call"));
+        assert_eq!(warned.count(), said, "{mode}: {lines:#?}");
+    }
+}
+
 #[tokio::test]
 async fn what_a_client_writes_stays_inside_its_line() {
     let folder = Folder::new();

@@ -351,7 +351,10 @@ async fn a_token_is_no_api_key_and_its_scopes_are_no_patterns() {
     assert_eq!(principal.scopes().iter().collect::<Vec<_>>(), ["plans:read"]);
     let value = HeaderValue::from_str(&token).unwrap();
     let headers = HeaderMap::from_iter([("x-api-key".parse().unwrap(), value)]);
-    assert!(house.auth.authenticate(&headers).await.is_err(), "though it was just taken as a token");
+    assert!(
+        house.auth.authenticate(&headers).await.is_err(),
+        "though it was just taken as a token"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

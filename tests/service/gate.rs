@@ -300,6 +300,38 @@ async fn the_flood_guard_stands_before_everything_but_the_probes() {
     }
 }
 
+/// Bodies sent slowly hold their client's places, and nobody else's.
+#[tokio::test]
+async fn one_client_has_not_all_the_places() {
+    let app = sqlite(|config| {
+        config.server.max_in_flight_per_client = 2;
+        config.server.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+    })
+    .await;
+    let request = |client: &'static str| app.post(PLANS).header("x-forwarded-for", client);
+    let stalled = || {
+        let body = reqwest::Body::wrap(http_body_util::StreamBody::new(Box::pin(
+            futures_util::stream::pending::<Result<http_body::Frame<bytes::Bytes>, std::io::Error>>(
+            ),
+        )));
+        let post = request("198.51.100.1").header("content-type", "application/json").body(body);
+        tokio::spawn(post.send())
+    };
+    let held = [stalled(), stalled()];
+    let same = || app.get(PLANS).header("x-forwarded-for", "198.51.100.1");
+    let refused = crate::support::becomes(503, same).await;
+    assert_eq!(header(&refused, "retry-after"), "1");
+    assert_eq!(problem(refused).await["code"], "OVERLOADED");
+    assert_eq!(status(app.get(PLANS).header("x-forwarded-for", "198.51.100.2")).await, 200);
+    assert_eq!(
+        status(app.get("/health/ready").header("x-forwarded-for", "198.51.100.1")).await,
+        200
+    );
+
+    held.into_iter().for_each(|request| request.abort());
+    crate::support::becomes(200, same).await;
+}
+
 #[tokio::test]
 async fn a_browser_can_read_a_refusal() {
     let page = "https://app.example.com";
