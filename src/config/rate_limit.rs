@@ -19,7 +19,7 @@ pub struct RateLimitConfig {
     /// Who has no quota: networks as CIDRs, and principals such as `key:ci` or `user:alice`.
     pub exempt: Vec<String>,
     /// What becomes of a request when Redis does not answer. The class `auth` is `local` all the
-    /// same.
+    /// same, unless it is itself set to `deny`.
     pub on_store_failure: OnStoreFailure,
     /// More classes by name, and other settings for those above.
     pub classes: BTreeMap<String, ClassConfig>,
