@@ -25,17 +25,21 @@ use crate::auth::{Auth, Known};
 use crate::config::Config;
 use crate::error::Error;
 use crate::health::{self, Health};
+use crate::management;
 use crate::middleware::{self, FloodGuard};
 use crate::server::{Drained, Server, Shutdown};
 use crate::state::AppState;
+use crate::telemetry;
 
 /// The service, up and serving.
 pub struct Running {
     /// Where it listens.
     pub url: String,
+    /// Where operators are served, when that is apart.
+    pub management_url: Option<String>,
     pub state: AppState,
     serving: JoinHandle<Drained>,
-    _reload: AbortOnDropHandle<()>,
+    _background: Vec<AbortOnDropHandle<()>>,
 }
 
 /// Starts the service: the listener first, so that probes have an answer while the rest is opened.
@@ -44,13 +48,14 @@ pub struct Running {
 /// # Errors
 /// One line: what could not be bound or opened, and why.
 pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Option<Running>> {
-    let server = Server::bind(&config.server)?;
+    let server = Server::bind("public", &config.server)?;
     let url = format!("{}://{}", server.scheme(), server.address());
     let health = Health::starting(&config.health);
     let app = App::starting(&health, config);
     let draining = health.clone();
     let serve = server.serve(app.clone(), shutdown.clone(), move || draining.draining());
     let serving = tokio::spawn(serve);
+    let management = Management::start(&health, config)?;
 
     let routes = api::routes();
     let classes = quota_classes(&routes, config)?;
@@ -59,10 +64,19 @@ pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Optio
         state = AppState::connect(config, health.clone(), &known) => state?,
         () = shutdown.drain.cancelled() => return Ok(None),
     };
-    app.open(state.clone(), config);
+    app.open(router(state.clone(), config));
+    let mut background = vec![
+        reload_on_hangup(state.auth.clone()),
+        AbortOnDropHandle::new(tokio::spawn(telemetry::metrics::keep_up())),
+    ];
+    let mut management_url = None;
+    if let Some(Management { url, app, serving }) = management {
+        app.open(management::router(state.clone(), config));
+        management_url = Some(url);
+        background.push(serving);
+    }
     health.serving();
-    let _reload = reload_on_hangup(state.auth.clone());
-    Ok(Some(Running { url, state, serving, _reload }))
+    Ok(Some(Running { url, management_url, state, serving, _background: background }))
 }
 
 impl Running {
@@ -97,12 +111,16 @@ impl App {
             retry_after: Duration::from_secs(1),
             cause: None,
         });
-        Self { starting: middleware::wrap(starting, config), whole: Arc::default() }
+        Self::new(middleware::wrap(starting, config))
+    }
+
+    fn new(starting: Router) -> Self {
+        Self { starting, whole: Arc::default() }
     }
 
     /// Opens the whole of it.
-    pub fn open(&self, state: AppState, config: &Config) {
-        self.whole.get_or_init(|| router(state, config));
+    fn open(&self, whole: Router) {
+        self.whole.get_or_init(|| whole);
     }
 }
 
@@ -120,13 +138,34 @@ impl Service<Request> for App {
     }
 }
 
+/// The listener for operators. It serves until the process has done everything else.
+struct Management {
+    url: String,
+    app: App,
+    serving: AbortOnDropHandle<()>,
+}
+
+impl Management {
+    fn start(health: &Health, config: &Config) -> anyhow::Result<Option<Self>> {
+        let Some(listener) = management::listener(config) else { return Ok(None) };
+        let server = Server::bind("management", &listener)?;
+        let url = format!("http://{}", server.address());
+        let app = App::new(management::starting(health, config));
+        let serve = server.serve(app.clone(), Shutdown::new(), || {});
+        let serving = AbortOnDropHandle::new(tokio::spawn(async {
+            let _ = serve.await;
+        }));
+        Ok(Some(Self { url, app, serving }))
+    }
+}
+
 /// Every route behind every layer. Needs a Tokio runtime.
 pub fn router(state: AppState, config: &Config) -> Router {
     let flood_guard = FloodGuard::new(&config.flood_guard);
     if let Some(guard) = flood_guard.clone() {
         state.health.gauge("flood_guard_clients", move || guard.tracked());
     }
-    let routes = Router::from(api::routes().into_router().merge(health::report_routes()));
+    let routes = Router::from(api::routes().into_router()).merge(management::public_routes(config));
     let routes = api::keep(routes.with_state(state.clone()), &state)
         .merge(docs(document(config.server.public_url.as_deref())))
         .fallback(async || Error::NotFound("route"));
@@ -155,7 +194,6 @@ fn document(public_url: Option<&str>) -> OpenApi {
     let mut document = OpenApiRouter::<AppState>::with_openapi(api::document())
         .merge(api::routes().into_router())
         .merge(health::routes())
-        .merge(health::report_routes())
         .into_openapi();
     api::finish(&mut document, public_url);
     document

@@ -268,8 +268,8 @@ impl Failure {
         Self { id: Uuid::now_v7(), error }
     }
 
-    /// The document for a request to `instance` with the id `request_id`.
-    pub fn problem(&self, instance: &str, request_id: &str) -> Problem {
+    /// The document for a request to `instance` with these ids.
+    pub fn problem(&self, instance: &str, request_id: &str, trace_id: Option<String>) -> Problem {
         let status = self.error.status();
         let detail = self.error.detail();
         Problem {
@@ -282,6 +282,7 @@ impl Failure {
             error_id: self.id,
             code: self.error.code(),
             request_id: request_id.into(),
+            trace_id,
             timestamp: Utc::now(),
             errors: self.error.fields().to_vec(),
             violated_policies: match &self.error {
@@ -324,6 +325,10 @@ pub struct Problem {
     /// The request's `X-Request-Id`.
     #[schema(example = "0199f3c2-7b1e-7cc0-b7a5-3f1d2f3c4d5e")]
     request_id: String,
+    /// The trace that the request was a part of, when it was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "0af7651916cd43dd8448eb211c80319c")]
+    trace_id: Option<String>,
     #[serde(serialize_with = "rfc3339")]
     timestamp: DateTime<Utc>,
     /// Each fault in the input, when that is what failed.
@@ -421,7 +426,7 @@ mod tests {
     #[test]
     fn a_5xx_tells_the_client_nothing_of_its_cause() {
         let failure = Failure::new(Error::internal("password=hunter2 rejected by db-7"));
-        let body = serde_json::to_string(&failure.problem("/x", "id")).unwrap();
+        let body = serde_json::to_string(&failure.problem("/x", "id", None)).unwrap();
         assert!(!body.contains("hunter2") && !body.contains("db-7"), "{body}");
         assert_eq!(failure.error.causes().unwrap(), "password=hunter2 rejected by db-7");
     }

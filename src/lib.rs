@@ -11,6 +11,8 @@ pub mod server;
 
 pub mod api;
 
+pub mod management;
+
 pub mod state;
 
 pub mod middleware;

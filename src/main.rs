@@ -9,9 +9,8 @@ use plinth::app;
 use plinth::cli::{self, Cli, Command};
 use plinth::config::{self, AuthMode, Config, Faults, Loaded, Sources};
 use plinth::error::chain;
-use plinth::health::{COMMIT, VERSION};
 use plinth::server::Shutdown;
-use plinth::telemetry;
+use plinth::telemetry::{self, COMMIT, VERSION};
 use tokio::runtime::Runtime;
 
 /// What a faulty configuration exits with; everything else that fails exits with 1.
@@ -77,6 +76,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     }
     let url = config.server.public_url.as_deref().unwrap_or(&service.url);
     tracing::info!("the API is at {url}/api, its documentation at {url}/docs");
+    if let Some(url) = &service.management_url {
+        tracing::info!("operators are served at {url}/status");
+    }
 
     let drained = service.drained().await?;
     service.state.close(CLOSE_TIMEOUT).await;

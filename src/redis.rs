@@ -15,6 +15,7 @@ use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::{AsyncCommands, RedisError};
 use deadpool_redis::{Connection, Pool, Runtime, Timeouts};
 use futures_util::future::BoxFuture;
+use metrics::gauge;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{CacheConfig, SecretUrl};
@@ -91,6 +92,7 @@ impl Redis {
             live: ArcSwapOption::empty(),
             failures: AtomicU32::new(0),
         });
+        show_state("open");
         if let Err(error) = redis.clone().try_return().await {
             tracing::warn!(%error, redis = %url, "Redis is not there; going on in process");
             redis.clone().return_later();
@@ -159,6 +161,7 @@ impl Redis {
         let was = self.live.compare_and_swap(live, None);
         if was.as_ref().is_some_and(|was| Arc::ptr_eq(was, live)) {
             live.left.cancel();
+            show_state("open");
             tracing::warn!(why, "Redis is away; going on in process");
             self.clone().return_later();
         }
@@ -212,6 +215,15 @@ impl Opening {
         };
         self.link.failures.store(0, Relaxed);
         self.link.live.store(Some(Arc::new(live)));
+        show_state("closed");
         Opened(())
+    }
+}
+
+/// Open while Redis is away.
+fn show_state(now: &'static str) {
+    for state in ["closed", "open"] {
+        let value = f64::from(u8::from(state == now));
+        gauge!("circuit_breaker_state", "breaker" => "redis", "state" => state).set(value);
     }
 }

@@ -6,7 +6,7 @@ use axum::extract::FromRef;
 
 use crate::auth::{Auth, Known};
 use crate::cache::Cache;
-use crate::config::Config;
+use crate::config::{Config, Environment};
 use crate::db::Db;
 use crate::health::Health;
 use crate::ratelimit::Limits;
@@ -19,6 +19,7 @@ pub struct AppState {
     pub auth: Auth,
     pub limits: Limits,
     pub health: Health,
+    pub env: Environment,
 }
 
 impl AppState {
@@ -49,7 +50,7 @@ impl AppState {
         health.watch("cache", false, move || std::future::ready(checked.check())).await;
         let counted = limits.clone();
         health.gauge("quota_entries", move || counted.tracked());
-        Ok(Self { db, cache, auth, limits, health })
+        Ok(Self { db, cache, auth, limits, health, env: config.env })
     }
 
     /// Closes what is open, waiting no longer than `limit`.

@@ -115,7 +115,7 @@ struct Running {
 
 impl Running {
     fn start(config: &ServerConfig, app: Router) -> Self {
-        let server = Server::bind(config).unwrap();
+        let server = Server::bind("public", config).unwrap();
         let (address, shutdown) = (server.address(), Shutdown::new());
         let draining = CancellationToken::new();
         let on_drain = draining.clone();

@@ -18,8 +18,10 @@ use reqwest::redirect;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::task::AbortHandle;
+use tracing::Instrument;
 
 use super::ticks;
+use crate::telemetry;
 
 /// Longest that a fetch may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -150,7 +152,7 @@ impl Jwks {
             return fetch.end.clone();
         }
         let jwks = self.clone();
-        let task = tokio::spawn(async move { jwks.load_and_tell().await });
+        let task = tokio::spawn(async move { jwks.load_and_tell().await }.in_current_span());
         let handle = task.abort_handle();
         let end = task.map(drop).boxed().shared();
         *last = Some(Fetch { begun: Instant::now(), task: handle, end: end.clone() });
@@ -189,7 +191,7 @@ impl Source {
 }
 
 async fn fetch(client: &reqwest::Client, url: &str) -> anyhow::Result<Vec<u8>> {
-    let mut response = client.get(url).send().await?;
+    let mut response = telemetry::send(client, client.get(url).build()?).await?;
     ensure!(response.status() == 200, "the answer is {}", response.status());
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {

@@ -25,6 +25,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::http::HeaderMap;
 use chrono::{DateTime, Utc};
+use metrics::counter;
 use moka::future::Cache;
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
@@ -158,8 +159,29 @@ impl Auth {
     /// [`Error::Unauthorized`]; or [`Error::Unavailable`] when the database or the issuer's keys,
     /// without which nothing can be said, are away.
     pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, Error> {
+        let credential = Credential::read(headers, &self.0.key_prefix);
+        let method = match &credential {
+            Ok(Some(Credential::ApiKey(_))) => "api_key",
+            Ok(Some(Credential::Token(_))) => "token",
+            Ok(None) => "anonymous",
+            Err(_) => "malformed",
+        };
+        let judged = self.judge(credential).await;
+        let outcome = match &judged {
+            Ok(_) => "accepted",
+            Err(Error::Unauthorized { .. }) => "refused",
+            Err(_) => "unavailable",
+        };
+        counter!("auth_attempts_total", "method" => method, "outcome" => outcome).increment(1);
+        judged
+    }
+
+    async fn judge(
+        &self,
+        credential: Result<Option<Credential<'_>>, &'static str>,
+    ) -> Result<Principal, Error> {
         let Inner { mode, key_prefix, resolver, anonymous, remembered, .. } = &*self.0;
-        let Some(credential) = Credential::read(headers, key_prefix).map_err(refused)? else {
+        let Some(credential) = credential.map_err(refused)? else {
             return match mode {
                 AuthMode::Open => Ok(anonymous.clone()),
                 AuthMode::Required => {

@@ -56,7 +56,7 @@ macro_rules! select {
 
 /// Keeps others that change keys waiting until the transaction ends. SQLite has one writer anyway.
 pub(super) async fn lock(tx: &mut Tx) -> sqlx::Result<()> {
-    match tx.executor() {
+    match tx.connection().await? {
         Engine::Sqlite(_) => Ok(()),
         Engine::Postgres(conn) => sqlx::query("LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE")
             .execute(conn)

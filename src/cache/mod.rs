@@ -18,9 +18,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use metrics::counter;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
+use crate::child_span;
 use crate::config::CacheConfig;
 use crate::error::{Error, Result};
 use crate::redis::Redis;
@@ -82,6 +86,17 @@ impl Key {
     fn name(&self) -> String {
         format!("{{{}}}:{}", self.space, self.id)
     }
+
+    /// Of what is done with the entry. Its id stays out: it may name a person.
+    fn span(&self, operation: &'static str) -> Span {
+        child_span!(
+            "cache",
+            otel.name = format_args!("cache {operation} {}", self.space),
+            cache.operation = operation,
+            cache.space = self.space,
+            cache.outcome = Empty,
+        )
+    }
 }
 
 impl Cache {
@@ -116,14 +131,31 @@ impl Cache {
         T: Serialize + DeserializeOwned + Send + 'static,
         F: Future<Output = Result<Option<T>>> + Send + 'static,
     {
+        let span = key.span("get");
+        self.get(key, load, &span).instrument(span.clone()).await
+    }
+
+    async fn get<T, F>(&self, key: &Key, load: F, span: &Span) -> Result<Option<T>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+        F: Future<Output = Result<Option<T>>> + Send + 'static,
+    {
         let name = key.name();
         let found = self.find(key.space, &name).await;
         // What cannot be read was written by a release whose type was another one: load it anew.
         let cached = found.body.and_then(|body| serde_json::from_slice(&body).ok());
+        let outcome = match &cached {
+            Some(_) if found.fresh => "hit",
+            Some(_) => "stale",
+            None => "miss",
+        };
+        span.record("cache.outcome", outcome);
+        counter!("cache_requests_total", "space" => key.space, "outcome" => outcome).increment(1);
         if found.fresh && cached.is_some() {
             return Ok(cached);
         }
         let ttl = key.ttl.unwrap_or(self.0.ttl);
+        let load = counted(key.space, load);
         if cached.is_some() {
             drop(self.load(name.clone(), found.ticket, ttl, self.clone().renewal(name, load)));
             return Ok(cached);
@@ -137,7 +169,7 @@ impl Cache {
 
     /// Forgets one entry, here and in Redis. Call it after the change has been committed.
     pub async fn remove(&self, key: &Key) {
-        self.bury(key.name()).await;
+        self.bury(key.name()).instrument(key.span("remove")).await;
     }
 
     /// Forgets every entry of a space, in one step, however many there are.
@@ -192,11 +224,12 @@ impl Cache {
     }
 
     /// Looks in Redis, or in memory while that is away.
-    async fn find(&self, space: &str, name: &str) -> Found {
+    async fn find(&self, space: &'static str, name: &str) -> Found {
         if let Some(shared) = &self.0.shared {
             if let Some(found) = shared.get(name, &entry::generation_of(space)).await {
                 return found;
             }
+            counter!("cache_fallbacks_total", "space" => space).increment(1);
             // Late once, but still in use: others' removals go there, so memory is not to be asked.
             if shared.redis().is_connected() {
                 return entry::unknown();
@@ -233,6 +266,13 @@ impl Cache {
             _ => self.0.memory.put(name, ticket, raw, hard),
         }
     }
+}
+
+async fn counted<T>(space: &'static str, load: impl Future<Output = Result<T>>) -> Result<T> {
+    let loaded = load.await;
+    let outcome = if loaded.is_ok() { "ok" } else { "error" };
+    counter!("cache_loads_total", "space" => space, "outcome" => outcome).increment(1);
+    loaded
 }
 
 /// `ttl` ±10 %, so that what was loaded together does not expire together.

@@ -12,13 +12,19 @@ use super::secret::REDACTED;
 use super::{Config, Environment};
 
 /// Names the ecosystem already uses, and the key each stands for.
-const ALIASES: [(&str, &str); 6] = [
+const ALIASES: [(&str, &str); 12] = [
     ("PORT", "server.port"),
     ("DATABASE_URL", "database.url"),
     ("DATABASE_READ_URL", "database.read_url"),
     ("REDIS_URL", "cache.redis_url"),
     ("SENTRY_DSN", "sentry.dsn"),
     ("RUST_LOG", "log.filter"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "traces.endpoint"),
+    ("OTEL_EXPORTER_OTLP_HEADERS", "traces.headers"),
+    ("OTEL_SERVICE_NAME", "traces.service_name"),
+    ("OTEL_RESOURCE_ATTRIBUTES", "traces.resource_attributes"),
+    ("OTEL_TRACES_SAMPLER", "traces.sampler"),
+    ("OTEL_TRACES_SAMPLER_ARG", "traces.sampler_arg"),
 ];
 
 /// Tables whose members' names are the user's own, so that no default tells them.

@@ -17,6 +17,7 @@ mod keys;
 mod layers;
 mod load;
 mod log;
+mod management;
 mod policy;
 mod production;
 mod rate_limit;
@@ -25,6 +26,7 @@ mod security_headers;
 mod sentry;
 mod server;
 mod size;
+mod traces;
 mod validate;
 
 pub use auth::{AuthConfig, AuthMode, JwtAlgorithm, JwtConfig};
@@ -37,13 +39,15 @@ pub use flood_guard::FloodGuardConfig;
 pub use health::HealthConfig;
 pub use load::{Loaded, Sources, load};
 pub use log::{LogConfig, LogFormat};
+pub use management::ManagementConfig;
 pub use policy::{Policies, Policy};
-pub use production::{Finding, Grade, production_findings};
+pub use production::{Finding, Grade, logs_the_wire, production_findings};
 pub use rate_limit::{ClassConfig, KeyBy, OnStoreFailure, RateLimitConfig};
 pub use secret::{Secret, SecretUrl};
 pub use security_headers::SecurityHeadersConfig;
 pub use sentry::SentryConfig;
 pub use server::{ForwardedHeader, ServerConfig};
+pub use traces::{AcceptContext, TraceSampler, TracesConfig};
 
 use serde::{Deserialize, Serialize};
 
@@ -79,7 +83,9 @@ pub struct Config {
     pub auth: AuthConfig,
     pub rate_limit: RateLimitConfig,
     pub flood_guard: FloodGuardConfig,
+    pub management: ManagementConfig,
     pub log: LogConfig,
+    pub traces: TracesConfig,
     pub sentry: SentryConfig,
     pub cors: CorsConfig,
     pub security_headers: SecurityHeadersConfig,
@@ -87,6 +93,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// The text of every secret that is set, to be kept out of what leaves this process.
+    pub fn secrets(&self) -> impl Iterator<Item = String> {
+        production::secrets(self).into_iter().map(|(_, secret)| secret)
+    }
+
     /// The defaults for an environment. This is the only place that defines them.
     pub fn defaults(env: Environment) -> Self {
         Self {
@@ -97,7 +108,9 @@ impl Config {
             auth: AuthConfig::defaults(env),
             rate_limit: RateLimitConfig::default(),
             flood_guard: FloodGuardConfig::default(),
+            management: ManagementConfig::default(),
             log: LogConfig::defaults(env),
+            traces: TracesConfig::default(),
             sentry: SentryConfig::default(),
             cors: CorsConfig::default(),
             security_headers: SecurityHeadersConfig::default(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use url::Url;
 
-use super::{AuthMode, Config, LogFormat, SecretUrl, ServerConfig};
+use super::{AcceptContext, AuthMode, Config, LogFormat, SecretUrl, ServerConfig};
 
 /// `Warn` is for people to weigh; `Fail` keeps production from starting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,6 +190,26 @@ const PRODUCTION: &[Rule] = &[
         },
     },
     Rule {
+        key: "management.bind",
+        rule: "metrics and the health report are not public",
+        breach: Grade::Warn,
+        fix: "set APP_MANAGEMENT__BIND to an address that only operators reach",
+        judge: |config| {
+            let bind = config.management.bind.map(|bind| bind.to_string());
+            (bind.is_some(), or_none(&bind.unwrap_or_default()))
+        },
+    },
+    Rule {
+        key: "traces.accept_context",
+        rule: "callers do not choose what is traced",
+        breach: Grade::Warn,
+        fix: "set APP_TRACES__ACCEPT_CONTEXT=trusted, and name your proxies",
+        judge: |config| match config.traces.accept_context {
+            AcceptContext::Trusted => (true, "trusted".into()),
+            AcceptContext::All => (false, "all".into()),
+        },
+    },
+    Rule {
         key: "sentry.dsn",
         rule: "errors are reported",
         breach: Grade::Warn,
@@ -235,7 +255,8 @@ const WIRE: &[&str] = &[
     "tower_http",
 ];
 
-fn logs_the_wire(filter: &str) -> bool {
+/// Whether a log filter lets through what is on the wire.
+pub fn logs_the_wire(filter: &str) -> bool {
     // A filter that does not parse is a fault of its own.
     let Ok(targets) = filter.parse::<Targets>() else { return false };
     let root = |target: &str| target.split("::").next().is_some_and(|root| WIRE.contains(&root));
@@ -268,8 +289,8 @@ const PLACEHOLDERS: &[&str] = &[
 ];
 
 /// Every secret that is set, by key. A test holds it to the keys whose values are redacted.
-fn secrets(config: &Config) -> Vec<(&'static str, String)> {
-    let Config { database, cache, sentry, .. } = config;
+pub(super) fn secrets(config: &Config) -> Vec<(&'static str, String)> {
+    let Config { database, cache, sentry, traces, .. } = config;
     let in_url = |url: &SecretUrl| url.password().map(str::to_owned);
     // Where the password is mounted apart, that in the URL is not used.
     let overridden = database.password.is_some();
@@ -284,8 +305,11 @@ fn secrets(config: &Config) -> Vec<(&'static str, String)> {
         ("database.read_url", database.read_url.as_ref().and_then(in_database_url)),
         ("database.url", in_database_url(&database.url)),
         ("sentry.dsn", dsn),
+        ("traces.endpoint", traces.endpoint.as_ref().and_then(in_url)),
     ];
-    secrets.into_iter().filter_map(|(key, secret)| Some((key, secret?))).collect()
+    let secrets = secrets.into_iter().filter_map(|(key, secret)| Some((key, secret?)));
+    let headers = traces.header_pairs().into_values().map(|value| ("traces.headers", value));
+    secrets.chain(headers).collect()
 }
 
 fn judge_secret((key, secret): (&'static str, String)) -> Finding {
@@ -331,6 +355,8 @@ mod tests {
         config.database.read_url = Some(url());
         config.cache.redis_url = Some(url());
         config.sentry.dsn = Some(Secret::new("changeme"));
+        config.traces.endpoint = Some(url());
+        config.traces.headers = Some(Secret::new("api-key=changeme"));
         let mut judged: Vec<_> = secrets(&config).into_iter().map(|(key, _)| key).collect();
         config.database.password = Some(Secret::new("changeme"));
         judged.extend(secrets(&config).into_iter().map(|(key, _)| key));

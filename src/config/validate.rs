@@ -9,10 +9,11 @@ use ipnet::IpNet;
 use tracing_subscriber::filter::Targets;
 use url::Url;
 
+use super::traces::pairs;
 use super::{
     AuthConfig, CacheConfig, Config, CorsConfig, DatabaseConfig, Fault, FloodGuardConfig,
-    HealthConfig, JwtConfig, LogConfig, OnStoreFailure, RateLimitConfig, SecretUrl, SentryConfig,
-    ServerConfig,
+    HealthConfig, JwtConfig, LogConfig, ManagementConfig, OnStoreFailure, RateLimitConfig, Secret,
+    SecretUrl, SentryConfig, ServerConfig, TracesConfig,
 };
 
 /// The breaches of the rules that hold in every environment.
@@ -25,7 +26,9 @@ pub(super) fn faults(config: &Config, source_of: impl Fn(&str) -> String) -> Vec
         auth,
         rate_limit,
         flood_guard,
+        management,
         log,
+        traces,
         sentry,
         cors,
         security_headers: _,
@@ -38,7 +41,9 @@ pub(super) fn faults(config: &Config, source_of: impl Fn(&str) -> String) -> Vec
         check_auth(auth),
         check_rate_limit(rate_limit),
         check_flood_guard(flood_guard),
+        check_management(management, server),
         check_log(log),
+        check_traces(traces),
         check_sentry(sentry),
         check_cors(cors),
         check_health(health),
@@ -322,6 +327,54 @@ fn check_log(log: &LogConfig) -> Vec<Check> {
     error.into_iter().collect()
 }
 
+fn check_management(management: &ManagementConfig, server: &ServerConfig) -> Vec<Check> {
+    let same_port =
+        management.bind.is_some_and(|bind| bind.port() != 0 && bind.port() == server.port);
+    vec![check(
+        same_port,
+        "management.bind",
+        "it is the public port, which is what it should be apart from",
+        "give it another port, such as `127.0.0.1:9090`",
+    )]
+}
+
+fn check_traces(traces: &TracesConfig) -> Vec<Check> {
+    let unreadable = |text: Option<&str>| text.is_some_and(|text| pairs(text).is_none());
+    let endpoint = traces.endpoint.as_ref().map(SecretUrl::expose);
+    let is_http =
+        |url: &str| Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+    vec![
+        check(
+            endpoint.is_some_and(|url| !is_http(url)),
+            "traces.endpoint",
+            "it is not an http or https URL",
+            "set OTEL_EXPORTER_OTLP_ENDPOINT to the receiver's, such as `http://collector:4318`",
+        ),
+        check(
+            unreadable(traces.headers.as_ref().map(Secret::expose)),
+            "traces.headers",
+            "it is not a list of headers",
+            "write `name=value,name=value`, with blanks and commas in values percent-encoded",
+        ),
+        check(
+            unreadable(traces.resource_attributes.as_deref()),
+            "traces.resource_attributes",
+            "it is not a list of attributes",
+            "write `name=value,name=value`, with blanks and commas in values percent-encoded",
+        ),
+        part("traces.sampler_arg", traces.sampler_arg),
+    ]
+}
+
+fn part(key: &'static str, part: f64) -> Check {
+    check(
+        !(0.0..=1.0).contains(&part),
+        key,
+        format!("{part} is not within 0 and 1"),
+        "set it to the part to send: `0.25` is a quarter",
+    )
+}
+
 fn check_sentry(sentry: &SentryConfig) -> Vec<Check> {
     let dsn = sentry.dsn.as_ref().and_then(|dsn| Url::parse(dsn.expose()).err());
     vec![
@@ -331,12 +384,8 @@ fn check_sentry(sentry: &SentryConfig) -> Vec<Check> {
             "it is not a URL",
             "copy it whole from Sentry, under Client Keys",
         ),
-        check(
-            !(0.0..=1.0).contains(&sentry.sample_rate),
-            "sentry.sample_rate",
-            format!("{} is not within 0 and 1", sentry.sample_rate),
-            "set APP_SENTRY__SAMPLE_RATE to the part to send: `0.25` is a quarter",
-        ),
+        part("sentry.sample_rate", sentry.sample_rate.into()),
+        part("sentry.traces_sample_rate", sentry.traces_sample_rate.into()),
     ]
 }
 

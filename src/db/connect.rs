@@ -10,7 +10,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection, Database, PgConnection, SqlitePool};
 
-use super::{Db, Engine};
+use super::{Db, Engine, Pool};
 use crate::config::{DatabaseConfig, SecretUrl};
 
 /// A pooled connection idle for longer is pinged before it is used. sqlx would ping before every
@@ -41,10 +41,14 @@ async fn sqlite(config: &DatabaseConfig) -> anyhow::Result<Db> {
     // would outlive the writer, and leave its log (-wal) beside the database.
     let readers = options.read_only(true).optimize_on_close(false, None);
     Ok(Db {
-        writer: Engine::Sqlite(writer),
-        reader: Engine::Sqlite(pool_options(config).connect_lazy_with(readers.clone())),
-        probe: Engine::Sqlite(
-            SqlitePoolOptions::new().max_connections(1).connect_lazy_with(readers),
+        writer: Pool::new("writer", Engine::Sqlite(writer)),
+        reader: Pool::new(
+            "reader",
+            Engine::Sqlite(pool_options(config).connect_lazy_with(readers.clone())),
+        ),
+        probe: Pool::new(
+            "probe",
+            Engine::Sqlite(SqlitePoolOptions::new().max_connections(1).connect_lazy_with(readers)),
         ),
         replica_probe: None,
         config: Arc::new(config.clone()),
@@ -80,7 +84,7 @@ async fn postgres(config: &DatabaseConfig) -> anyhow::Result<Db> {
     let writer = pool_options(config).connect_lazy_with(primary.clone());
     let probe = |options: &PgConnectOptions| {
         let pool = pool_options(config).max_connections(1).min_connections(0);
-        Engine::Postgres(pool.connect_lazy_with(options.clone()))
+        Pool::new("probe", Engine::Postgres(pool.connect_lazy_with(options.clone())))
     };
     let (reader, replica_probe) = match &config.read_url {
         Some(url) => {
@@ -91,8 +95,8 @@ async fn postgres(config: &DatabaseConfig) -> anyhow::Result<Db> {
         None => (writer.clone(), None),
     };
     Ok(Db {
-        writer: Engine::Postgres(writer),
-        reader: Engine::Postgres(reader),
+        writer: Pool::new("writer", Engine::Postgres(writer)),
+        reader: Pool::new("reader", Engine::Postgres(reader)),
         probe: probe(&primary),
         replica_probe,
         config: Arc::new(config.clone()),

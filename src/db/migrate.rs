@@ -44,7 +44,7 @@ impl Db {
     /// # Errors
     /// One line: a migration was changed after it ran, is half applied, or failed.
     pub async fn migrate(&self) -> anyhow::Result<()> {
-        let outcome = match &self.writer {
+        let outcome = match self.writer.engine() {
             Engine::Sqlite(_) => {
                 let options = sqlite_options(&self.config)?;
                 let _lock = lock_file(options.get_filename()).await?;
@@ -71,7 +71,7 @@ impl Db {
     /// As any query.
     pub async fn migrations(&self) -> anyhow::Result<Vec<Migration>> {
         let applied = if self.has_history().await? {
-            match &self.writer {
+            match self.writer.engine() {
                 Engine::Sqlite(pool) => applied(&mut *pool.acquire().await?).await?,
                 Engine::Postgres(pool) => applied(&mut *pool.acquire().await?).await?,
             }
@@ -130,7 +130,7 @@ impl Db {
         const SQLITE: &str = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = $1)";
         const POSTGRES: &str = "SELECT to_regclass($1) IS NOT NULL";
         let table = &*MIGRATOR.table_name;
-        match &self.writer {
+        match self.writer.engine() {
             Engine::Sqlite(pool) => sqlx::query_scalar(SQLITE).bind(table).fetch_one(pool).await,
             Engine::Postgres(pool) => {
                 sqlx::query_scalar(POSTGRES).bind(table).fetch_one(pool).await

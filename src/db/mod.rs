@@ -9,15 +9,19 @@
 
 mod connect;
 mod migrate;
+mod observed;
+mod pool;
 mod usage;
 
 use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound, Utc};
-use sqlx::{PgConnection, PgPool, Postgres, Sqlite, SqliteConnection, SqlitePool, Transaction};
+use sqlx::{PgConnection, Postgres, Sqlite, SqliteConnection, Transaction};
 use tracing::Instrument;
 
 pub use migrate::{Migration, State};
+pub use observed::{Observed, observed};
+pub use pool::{Pool, PoolStatus};
 pub use usage::{Usage, inherit_usage, timed, track_usage};
 
 use crate::config::DatabaseConfig;
@@ -30,9 +34,6 @@ pub enum Engine<S, P> {
     Postgres(P),
 }
 
-/// A pool of connections.
-pub type Pool = Engine<SqlitePool, PgPool>;
-
 /// A transaction that [`Db::begin`] began. Dropped without [`Tx::commit`], it is rolled back.
 #[derive(Debug)]
 pub struct Tx {
@@ -41,7 +42,7 @@ pub struct Tx {
 }
 
 /// Runs one query, written once, on whichever engine is behind a [`Pool`] or a [`Tx`]. Its time
-/// and count go to the request's access log line.
+/// and count go to the request's access log line, the statement itself to traces and metrics.
 ///
 /// ```
 /// use plinth::db::{Db, Pool};
@@ -56,9 +57,15 @@ pub struct Tx {
 macro_rules! on {
     ($target:expr, |$conn:ident| $query:expr) => {
         $crate::db::timed(async {
-            match $target.executor() {
-                $crate::db::Engine::Sqlite($conn) => $query,
-                $crate::db::Engine::Postgres($conn) => $query,
+            match $target.connection().await? {
+                $crate::db::Engine::Sqlite(mut held) => {
+                    let $conn = $crate::db::observed(&mut held);
+                    $query
+                }
+                $crate::db::Engine::Postgres(mut held) => {
+                    let $conn = $crate::db::observed(&mut held);
+                    $query
+                }
             }
         })
         .await
@@ -73,17 +80,6 @@ pub struct Db {
     probe: Pool,
     replica_probe: Option<Pool>,
     config: std::sync::Arc<DatabaseConfig>,
-}
-
-/// How full a pool is.
-#[derive(Debug, Clone, Copy, serde::Serialize, utoipa::ToSchema)]
-pub struct PoolStatus {
-    /// Connections open.
-    pub size: u32,
-    /// Of these, free.
-    pub idle: usize,
-    /// Most there can be.
-    pub max: u32,
 }
 
 impl Db {
@@ -103,7 +99,7 @@ impl Db {
     /// Where reads go that must see every change: never a replica. SQLite's readers do, and leave
     /// its one writer free.
     pub fn primary(&self) -> &Pool {
-        match self.writer {
+        match self.writer.engine() {
             Engine::Sqlite(_) => &self.reader,
             Engine::Postgres(_) => &self.writer,
         }
@@ -126,11 +122,15 @@ impl Db {
         let limit = self.round_trip();
         let writer = self.writer.clone();
         let begin = tokio::spawn(bounded(limit, async move {
-            let tx = match writer {
-                Engine::Sqlite(pool) => Engine::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
-                Engine::Postgres(pool) => Engine::Postgres(pool.begin().await?),
+            let begun = async {
+                Ok(match writer.engine() {
+                    Engine::Sqlite(pool) => {
+                        Engine::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?)
+                    }
+                    Engine::Postgres(pool) => Engine::Postgres(pool.begin().await?),
+                })
             };
-            Ok(Tx { engine: tx, limit })
+            Ok(Tx { engine: writer.waited_for(begun).await?, limit })
         }));
         timed(async { begin.await.map_err(|_| sqlx::Error::WorkerCrashed)? }).await
     }
@@ -166,7 +166,7 @@ impl Db {
 
     /// The engine's name.
     pub fn engine(&self) -> &'static str {
-        match self.writer {
+        match self.writer.engine() {
             Engine::Sqlite(_) => "sqlite",
             Engine::Postgres(_) => "postgres",
         }
@@ -195,48 +195,18 @@ impl Db {
     }
 }
 
-impl Pool {
-    #[doc(hidden)]
-    pub fn executor(&self) -> Engine<&SqlitePool, &PgPool> {
-        match self {
-            Self::Sqlite(pool) => Engine::Sqlite(pool),
-            Self::Postgres(pool) => Engine::Postgres(pool),
-        }
-    }
-
-    fn status(&self) -> PoolStatus {
-        match self {
-            Self::Sqlite(pool) => PoolStatus::of(pool),
-            Self::Postgres(pool) => PoolStatus::of(pool),
-        }
-    }
-
-    async fn ping(&self) -> sqlx::Result<()> {
-        on!(self, |conn| sqlx::query("SELECT 1").execute(conn).await.map(drop))
-    }
-
-    async fn close(&self) {
-        match self {
-            Self::Sqlite(pool) => pool.close().await,
-            Self::Postgres(pool) => pool.close().await,
-        }
-    }
-}
-
-impl PoolStatus {
-    fn of<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> Self {
-        let max = pool.options().get_max_connections();
-        Self { size: pool.size(), idle: pool.num_idle(), max }
-    }
-}
-
 impl Tx {
-    #[doc(hidden)]
-    pub fn executor(&mut self) -> Engine<&mut SqliteConnection, &mut PgConnection> {
-        match &mut self.engine {
+    /// The transaction's connection; there is nothing to wait for.
+    ///
+    /// # Errors
+    /// None: it is fallible to be called as [`Pool::connection`] is.
+    pub async fn connection(
+        &mut self,
+    ) -> sqlx::Result<Engine<&mut SqliteConnection, &mut PgConnection>> {
+        Ok(match &mut self.engine {
             Engine::Sqlite(tx) => Engine::Sqlite(&mut **tx),
             Engine::Postgres(tx) => Engine::Postgres(&mut **tx),
-        }
+        })
     }
 
     /// Makes the changes last.

@@ -16,7 +16,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-pub use process::{COMMIT, Process, VERSION};
+pub use process::Process;
 pub use routes::{report_routes, routes};
 
 use crate::config::HealthConfig;

@@ -3,14 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// The release.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-
-/// The commit it was built from; `unknown` outside the image's build.
-pub const COMMIT: &str = match option_env!("PLINTH_GIT_COMMIT") {
-    Some(commit) => commit,
-    None => "unknown",
-};
+use crate::telemetry::{COMMIT, VERSION};
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Process {

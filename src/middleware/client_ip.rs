@@ -16,6 +16,10 @@ use crate::config::{ForwardedHeader, ServerConfig};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ClientIp(IpAddr);
 
+/// Marks a request that came from a trusted proxy.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FromProxy;
+
 /// The peer of a request that came over no socket.
 const UNKNOWN: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
@@ -63,13 +67,18 @@ impl Proxies {
         };
         let values = headers.get_all(name).iter().rev();
         let mut hops = values.flat_map(|v| from_the_right(v.to_str().unwrap_or_default(), ','));
-        while self.trusted.iter().any(|network| network.contains(&client)) {
+        while self.trusts(client) {
             match hops.next().and_then(|hop| self.address(hop)) {
                 Some(further) => client = further,
                 None => break,
             }
         }
         client
+    }
+
+    /// Of a canonical address.
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.trusted.iter().any(|network| network.contains(&address))
     }
 
     fn address(&self, hop: &str) -> Option<IpAddr> {
@@ -90,6 +99,9 @@ pub(super) async fn client_ip(
 ) -> Response {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
     let client = peer.map_or(UNKNOWN, |peer| proxies.client(peer, request.headers()));
+    if peer.is_some_and(|peer| proxies.trusts(peer.to_canonical())) {
+        request.extensions_mut().insert(FromProxy);
+    }
     request.extensions_mut().insert(ClientIp::from(client));
     next.run(request).await
 }

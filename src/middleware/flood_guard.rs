@@ -11,6 +11,7 @@ use axum::http::Request;
 use axum::response::IntoResponse;
 use governor::clock::QuantaInstant;
 use governor::middleware::NoOpMiddleware;
+use metrics::counter;
 use tower_governor::governor::{GovernorConfig, GovernorConfigBuilder};
 use tower_governor::key_extractor::KeyExtractor;
 use tower_governor::{GovernorError, GovernorLayer};
@@ -56,12 +57,13 @@ impl FloodGuard {
     /// Goes inside the layer that sets [`ClientIp`].
     pub fn layer(&self) -> GovernorLayer<ByClient, NoOpMiddleware<QuantaInstant>, Body> {
         GovernorLayer::new(self.0.clone()).error_handler(|error| match error {
-            GovernorError::TooManyRequests { wait_time, .. } => Error::TooManyRequests {
-                policies: vec![POLICY.into()],
+            GovernorError::TooManyRequests { wait_time, .. } => {
+                counter!("flood_guard_refused_total").increment(1);
+                let policies = vec![POLICY.into()];
                 // It comes rounded down.
-                retry_after: Duration::from_secs(wait_time + 1),
+                let retry_after = Duration::from_secs(wait_time + 1);
+                Error::TooManyRequests { policies, retry_after }.into_response()
             }
-            .into_response(),
             other => Error::internal(other).into_response(),
         })
     }

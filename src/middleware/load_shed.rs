@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use metrics::counter;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::client_ip::ClientIp;
@@ -91,6 +92,9 @@ pub(super) async fn load_shed(
 ) -> Response {
     match shed.enter(ClientIp::of(&request).address()).await {
         Some(_place) => next.run(request).await,
-        None => Error::Overloaded.into_response(),
+        None => {
+            counter!("load_shed_refused_total").increment(1);
+            Error::Overloaded.into_response()
+        }
     }
 }

@@ -9,6 +9,7 @@ mod compression;
 mod cors;
 mod flood_guard;
 mod load_shed;
+mod observe;
 mod panic;
 mod problem;
 mod request_id;
@@ -41,18 +42,18 @@ pub fn wrap(router: Router, config: &Config) -> Router {
 
     router.layer(
         ServiceBuilder::new()
-            // A hub a request, so that breadcrumbs do not mix. Outermost: the access log, which
-            // reports failures, must run inside it.
+            // A hub a request, so that breadcrumbs do not mix. Outermost: what reports failures
+            // must run inside it.
             .layer(option_layer(
                 config.sentry.dsn.is_some().then(NewSentryLayer::<Request>::new_from_top),
             ))
             // Before all that asks who the client is: the log, Sentry, the limits.
             .layer(from_fn_with_state(proxies, client_ip::client_ip))
-            // Before the log, which writes the id; the id is on every answer, whoever made it.
+            // Before what is seen of it, which has the id; the id is on every answer, whoever made it.
             .layer(from_fn(request_id::request_id))
-            // Around all that can answer, so that timeouts and panics are logged too.
-            .layer(from_fn(access_log::access_log))
-            // Inside the log, which reads the failure; around all that can fail without a body.
+            // Around all that can answer, so that timeouts and panics are logged and counted too.
+            .layer(from_fn_with_state(config.traces.accept_context, observe::observe))
+            // Inside that, which reads the failure; around all that can fail without a body.
             .layer(from_fn(problem::problem))
             // Around CORS, whose preflight answers deserve them too.
             .layer(from_fn_with_state(security, security_headers::security_headers))

@@ -8,8 +8,11 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 
+use tracing::Span;
+
 use super::request_id::RequestId;
 use crate::error::{Error, Failure};
+use crate::telemetry::traces;
 
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
@@ -30,7 +33,8 @@ pub(super) async fn problem(
         None if is_json(response.headers()) => return response,
         None => Failure::new(Error::from_status(status)),
     };
-    let document = failure.problem(uri.path(), id.as_str());
+    let trace_id = traces::trace_id(&Span::current());
+    let document = failure.problem(uri.path(), id.as_str(), trace_id);
     // Of strings, numbers and lists of them: it cannot fail.
     let body = serde_json::to_vec(&document).unwrap_or_default();
     let headers = response.headers_mut();

@@ -58,7 +58,8 @@ pub(super) async fn security_headers(
     }
     let headers = response.headers_mut();
     headers.extend(FIXED);
-    headers.insert(CONTENT_SECURITY_POLICY, policy);
+    // A page that knows better says so itself.
+    headers.entry(CONTENT_SECURITY_POLICY).or_insert(policy);
     let hsts = format!("max-age={}; includeSubDomains", config.hsts_max_age.as_secs());
     if let Ok(hsts) = HeaderValue::try_from(hsts) {
         headers.insert(STRICT_TRANSPORT_SECURITY, hsts);

@@ -17,6 +17,8 @@ mod verdict;
 use std::sync::Arc;
 use std::time::Duration;
 
+use metrics::counter;
+
 pub use caller::Caller;
 pub use verdict::{HEADERS, Verdict, WindowState};
 
@@ -76,7 +78,16 @@ impl Limits {
     /// lets it through uncounted: there are no limits, none for this caller, or Redis is away and
     /// the class lets requests through meanwhile.
     pub async fn take(&self, class: &str, caller: &Caller<'_>) -> Option<Verdict> {
-        self.look(class, caller, Cost::OneRequest).await
+        let verdict = self.look(class, caller, Cost::OneRequest).await;
+        let decision = match &verdict {
+            None => "uncounted",
+            Some(verdict) if verdict.allowed => "allowed",
+            Some(_) => "refused",
+        };
+        let class = self.class(class).name().to_owned();
+        counter!("rate_limit_decisions_total", "class" => class, "decision" => decision)
+            .increment(1);
+        verdict
     }
 
     /// What [`Limits::take`] would say, without counting.

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use metrics::{counter, gauge};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -26,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tower::{Service, ServiceExt};
 
+use super::refused;
 use super::tls::Tls;
 use super::watchdog::{Activity, InFlight, Limits};
 use crate::config::ServerConfig;
@@ -42,6 +44,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What every connection shares.
 pub(super) struct Handler {
+    /// The listener's name.
+    name: &'static str,
     /// Counts open sockets. An upgraded one (a WebSocket) counts until its handler drops it.
     pub(super) open: TaskTracker,
     /// Connections are to finish what is in flight and close.
@@ -63,12 +67,13 @@ struct Session<S> {
 }
 
 /// What a socket holds for as long as it is open.
-type Held = (OwnedSemaphorePermit, TaskTrackerToken);
+type Held = (OwnedSemaphorePermit, TaskTrackerToken, Counted);
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 impl Handler {
-    pub(super) fn new(config: &ServerConfig, tls: Option<Arc<Tls>>) -> Self {
+    pub(super) fn new(name: &'static str, config: &ServerConfig, tls: Option<Arc<Tls>>) -> Self {
         Self {
+            name,
             open: TaskTracker::new(),
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
@@ -93,7 +98,7 @@ impl Handler {
         let handler = self.clone();
         let activity = Activity::new();
         let leave = self.drain.child_token();
-        let held = (slot, self.open.token());
+        let held = (slot, self.open.token(), Counted::new(self.name));
         let session = Session { app, peer, activity: activity.clone(), leave: leave.clone(), held };
         tokio::spawn(async move {
             tokio::select! {
@@ -101,6 +106,12 @@ impl Handler {
                     tracing::debug!(%peer, error, "connection failed");
                 },
                 reason = activity.expired(handler.limits, &leave) => {
+                    counter!(
+                        "server_connections_timed_out_total",
+                        "listener" => handler.name,
+                        "reason" => reason.label()
+                    )
+                    .increment(1);
                     tracing::debug!(%peer, %reason, "connection closed");
                 }
                 () = handler.cut.cancelled() => {}
@@ -116,7 +127,11 @@ where
 {
     async fn serve(self, handler: &Handler, stream: TcpStream) -> Result<(), Failure> {
         match &handler.tls {
-            Some(tls) => self.http(&handler.http, tls.acceptor().accept(stream).await?).await,
+            Some(tls) => {
+                let shaken = tls.acceptor().accept(stream).await;
+                let stream = shaken.inspect_err(|_| refused(handler.name, "tls"))?;
+                self.http(&handler.http, stream).await
+            }
             None => self.http(&handler.http, stream).await,
         }
     }
@@ -154,6 +169,22 @@ where
             result = http.as_mut() => return result,
         }
         http.await
+    }
+}
+
+/// A socket in the gauge of open ones, until it is dropped.
+struct Counted(&'static str);
+
+impl Counted {
+    fn new(listener: &'static str) -> Self {
+        gauge!("server_connections", "listener" => listener).increment(1);
+        Self(listener)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        gauge!("server_connections", "listener" => self.0).decrement(1);
     }
 }
 

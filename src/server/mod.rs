@@ -22,6 +22,7 @@ use anyhow::{Context, anyhow, bail};
 use axum::body::Body;
 use axum::http::Request;
 use axum::response::Response;
+use metrics::counter;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -47,6 +48,8 @@ const CUT_GRACE: Duration = Duration::from_millis(500);
 
 /// A bound listener, ready to serve.
 pub struct Server {
+    /// What metrics call it.
+    name: &'static str,
     listener: TcpListener,
     address: SocketAddr,
     tls: Option<Arc<Tls>>,
@@ -64,12 +67,13 @@ pub struct Drained {
 }
 
 impl Server {
-    /// Binds the address and loads the certificate. Call it inside a Tokio runtime.
+    /// Binds the address and loads the certificate; metrics call it `name`. Call it inside a Tokio
+    /// runtime.
     ///
     /// # Errors
     /// One line that names the setting at fault: the address is taken, not permitted or not ours;
     /// a TLS file is missing, unreadable, or not the other's pair.
-    pub fn bind(config: &ServerConfig) -> anyhow::Result<Self> {
+    pub fn bind(name: &'static str, config: &ServerConfig) -> anyhow::Result<Self> {
         let tls = match (&config.tls_cert, &config.tls_key) {
             (Some(cert), Some(key)) => Some(Arc::new(Tls::load(cert, key)?)),
             (None, None) => None,
@@ -78,7 +82,7 @@ impl Server {
         raise_file_limit(config.max_connections);
         let listener = listen(config).map_err(|error| explain(config.address(), &error))?;
         let address = listener.local_addr().context("cannot read the listener's address")?;
-        Ok(Self { listener, address, tls, config: config.clone() })
+        Ok(Self { name, listener, address, tls, config: config.clone() })
     }
 
     /// The address bound, with the real port where the configured one was 0.
@@ -106,9 +110,9 @@ impl Server {
         S: Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>,
         S: Clone + Send + 'static,
     {
-        let Self { listener, tls, config, .. } = self;
+        let Self { name, listener, tls, config, .. } = self;
         let _reload = tls::reload_on_hangup(tls.clone());
-        let handler = Arc::new(Handler::new(&config, tls));
+        let handler = Arc::new(Handler::new(name, &config, tls));
         let shared = handler.clone();
         let serve = move |stream, peer, slot| shared.spawn(stream, peer, app.clone(), slot);
         let stop = async {
@@ -118,7 +122,7 @@ impl Server {
             sleep(config.pre_stop_delay).await;
         };
         tokio::select! {
-            () = accept(&listener, config.max_connections, serve) => {}
+            () = accept(name, &listener, config.max_connections, serve) => {}
             () = stop => {}
             () = shutdown.force.cancelled() => {}
         }
@@ -130,6 +134,7 @@ impl Server {
 /// Accepts for ever. The slot is taken before the connection is, so what is over the cap waits in
 /// the kernel's backlog and costs this process nothing.
 async fn accept(
+    name: &'static str,
     listener: &TcpListener,
     cap: usize,
     serve: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
@@ -140,11 +145,13 @@ async fn accept(
         match listener.accept().await {
             Ok((stream, peer)) => {
                 failing = false;
+                counter!("server_connections_accepted_total", "listener" => name).increment(1);
                 serve(stream, peer, slot);
             }
             Err(error) if client_went_away(&error) => {}
             // Out of files or memory: others' connections are closing, and ours must go on.
             Err(error) => {
+                refused(name, "accept");
                 if !failing {
                     tracing::error!(%error, "cannot accept connections; trying on");
                 }
@@ -153,6 +160,12 @@ async fn accept(
             }
         }
     }
+}
+
+/// Counts a connection that came to nothing.
+fn refused(listener: &'static str, reason: &'static str) {
+    counter!("server_connections_refused_total", "listener" => listener, "reason" => reason)
+        .increment(1);
 }
 
 async fn drain(handler: &Handler, cap: Duration, force: &CancellationToken) -> Drained {
@@ -231,9 +244,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_port_is_one_clear_line() {
-        let first = Server::bind(&config()).unwrap();
+        let first = Server::bind("public", &config()).unwrap();
         let again = ServerConfig { port: first.address().port(), ..config() };
-        let error = format!("{:#}", Server::bind(&again).err().unwrap());
+        let error = format!("{:#}", Server::bind("public", &again).err().unwrap());
         assert_eq!(
             error,
             format!(
@@ -246,13 +259,15 @@ mod tests {
     #[tokio::test]
     async fn half_a_tls_pair_is_refused() {
         let half = ServerConfig { tls_cert: Some("cert.pem".into()), ..config() };
-        assert!(Server::bind(&half).err().unwrap().to_string().contains("only one is set"));
+        assert!(
+            Server::bind("public", &half).err().unwrap().to_string().contains("only one is set")
+        );
     }
 
     #[tokio::test]
     async fn accepted_sockets_inherit_the_options() {
         let config = config();
-        let server = Server::bind(&config).unwrap();
+        let server = Server::bind("public", &config).unwrap();
         let (_client, accepted) =
             tokio::join!(tokio::net::TcpStream::connect(server.address), server.listener.accept());
         let (stream, _) = accepted.unwrap();

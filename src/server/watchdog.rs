@@ -230,6 +230,18 @@ impl Turn {
     }
 }
 
+impl Expired {
+    /// What metrics call it.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::Idle => "idle",
+            Self::Write => "write",
+            Self::Goodbye => "goodbye",
+        }
+    }
+}
+
 impl fmt::Display for Expired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -1,85 +1,88 @@
-//! What operators see: logs on standard output, and errors in Sentry.
+//! What operators see: logs on standard output, traces by OTLP, metrics for Prometheus, errors in
+//! Sentry. None of it is ever waited for: what nobody takes is dropped and counted.
 
 mod json;
+pub mod log;
+pub mod metrics;
+mod outbound;
 pub mod panic;
+mod release;
+mod scrub;
 pub mod sentry;
+mod timed;
+pub mod traces;
+pub mod traffic;
 
-use std::io::IsTerminal;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::Layer;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::{Config, LogFormat};
-use json::{JsonFields, JsonLine};
+pub use outbound::send;
+pub use release::{COMMIT, VERSION};
+pub use scrub::is_secret_name;
+pub use timed::timed;
+pub use traces::TRACE;
+
+use crate::config::Config;
 
 /// Keeps telemetry going. Dropping it writes and sends what is still waiting, for a second and for
 /// two at most.
 #[must_use = "dropping it ends telemetry"]
 pub struct Telemetry {
     sentry: Option<::sentry::ClientInitGuard>,
-    dropped_lines: ErrorCounter,
+    traces: Option<SdkTracerProvider>,
     /// Writes the last lines when it is dropped, after the rest of this.
     _logs: WorkerGuard,
 }
 
-/// Longest the exit waits for what Sentry has not taken yet.
+/// Longest the exit waits for what Sentry and the receiver of traces have not taken yet.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Drop for Telemetry {
-    /// On a thread of its own, left behind when time is up: Sentry's own limit ends its wait for
-    /// the queue, but then it joins a thread that may be in the middle of a request without one.
+    /// Both at once, on threads of their own that are left behind when time is up: their own limits
+    /// end the wait for their queues, but not for a request that is under way.
     fn drop(&mut self) {
-        let lost = self.dropped_lines.dropped_lines();
+        let (flushing, flushed) = mpsc::channel::<()>();
+        let (sentry, traces) = (self.sentry.take(), self.traces.take());
+        let also = flushing.clone();
+        thread::spawn(move || {
+            drop(sentry);
+            drop(also);
+        });
+        thread::spawn(move || {
+            // It fails when there is nobody to take them, which is counted.
+            let _ = traces.map(|traces| traces.shutdown_with_timeout(FLUSH_TIMEOUT));
+            drop(flushing);
+        });
+        // Nothing is ever sent: it ends when both are done, or when time is up.
+        let _ = flushed.recv_timeout(FLUSH_TIMEOUT);
+        let lost = log::dropped();
         if lost > 0 {
             tracing::warn!(lost, "log lines were dropped: what reads them was too slow");
         }
-        let Some(guard) = self.sentry.take() else { return };
-        let (flushed, done) = mpsc::channel();
-        thread::spawn(move || {
-            drop(guard);
-            flushed.send(())
-        });
-        // An error is that time is up.
-        let _ = done.recv_timeout(FLUSH_TIMEOUT);
     }
 }
 
-/// Starts logs and Sentry, and turns panics into log lines. Call it once, before the runtime:
-/// Sentry's hub is to be the one that all threads inherit.
+/// Starts logs, metrics, traces and Sentry, and turns panics into log lines. Call it once, before the
+/// runtime: Sentry's hub is to be the one that all threads inherit.
 ///
 /// # Errors
-/// A log filter that cannot be read, or a second call.
+/// A setting that cannot be used, or a second call.
 pub fn init(config: &Config) -> anyhow::Result<Telemetry> {
-    let filter: Targets = config.log.filter.parse().context("log.filter cannot be read")?;
-    let guard = sentry::init(config)?;
-    // On a thread of its own: a reader of the log that stalls must not stall requests with it.
-    let (stdout, logs) = NonBlockingBuilder::default().lossy(true).finish(std::io::stdout());
-    let dropped_lines = stdout.error_counter();
-    let layer = match config.log.format {
-        LogFormat::Json => fmt::layer()
-            .with_writer(stdout)
-            .fmt_fields(JsonFields)
-            .event_format(JsonLine)
-            .with_ansi(false)
-            .boxed(),
-        LogFormat::Pretty => fmt::layer()
-            .with_writer(stdout)
-            .compact()
-            .with_ansi(std::io::stdout().is_terminal())
-            .boxed(),
-    };
+    metrics::install()?;
+    let (logged, logs) = log::layer(&config.log)?;
+    let (traced, traces) = traces::layer(config)?;
+    let sentry = sentry::init(config)?;
     tracing_subscriber::registry()
-        .with(layer.with_filter(filter))
-        .with(guard.is_some().then(sentry::layers))
+        .with(logged)
+        .with(traced)
+        .with(sentry.is_some().then(|| sentry::layers(config)))
         .try_init()?;
     panic::install_hook();
-    Ok(Telemetry { sentry: guard, dropped_lines, _logs: logs })
+    Ok(Telemetry { sentry, traces: Some(traces), _logs: logs })
 }

@@ -1,21 +1,27 @@
-//! Sentry: one event for each 5xx, panic and error in the background; none for a 4xx.
+//! Sentry: one event for each 5xx, panic and error in the background, none for a 4xx; and, by a
+//! sample rate, how long requests took. Secrets are taken out of all of it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sentry::integrations::tracing::{BreadcrumbLayer, ErrorLayer};
-use sentry::protocol::{Event, Exception, User};
+use axum::http::{HeaderMap, StatusCode};
+use sentry::integrations::tracing::{BreadcrumbLayer, ErrorLayer, SpanLayer};
+use sentry::protocol::{Event, Exception, SpanStatus, User};
 use sentry::transports::ReqwestHttpTransportOptions;
 use sentry::{
-    ClientInitGuard, ClientOptions, Level, Transport, TransportFactory, TransportOptions,
+    ClientInitGuard, ClientOptions, Hub, Level, Transaction, TransactionContext, Transport,
+    TransportFactory, TransportOptions,
 };
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{Targets, filter_fn};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::scrub::Scrub;
+use super::traces::TRACE;
+use super::{COMMIT, VERSION};
 use crate::config::Config;
 use crate::error::Failure;
 
@@ -30,6 +36,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
     pub id: &'a str,
+    pub trace_id: Option<&'a str>,
     pub method: &'a str,
     /// The route's template, not the path, which may name a person.
     pub route: &'a str,
@@ -46,12 +53,18 @@ pub(super) fn init(config: &Config) -> anyhow::Result<Option<ClientInitGuard>> {
     options.transport = Some(Arc::new(BoundedTransport));
     let environment = config.sentry.environment.clone();
     let environment = environment.unwrap_or_else(|| config.env.as_str().to_owned());
-    let release = concat!(env!("CARGO_PKG_NAME"), "@", env!("CARGO_PKG_VERSION"));
+    let release = match COMMIT {
+        "unknown" => format!("{}@{VERSION}", env!("CARGO_PKG_NAME")),
+        commit => format!("{}@{VERSION}+{commit}", env!("CARGO_PKG_NAME")),
+    };
+    let scrub = Scrub::new(config.secrets());
     Ok(Some(sentry::init(
         options
             .release(release)
             .environment(environment)
             .sample_rate(config.sentry.sample_rate)
+            .traces_sample_rate(config.sentry.traces_sample_rate)
+            .before_send(move |event| scrubbed(&scrub, &event))
             .send_default_pii(false),
     )))
 }
@@ -67,7 +80,14 @@ impl TransportFactory for BoundedTransport {
     }
 }
 
-pub(super) fn layers<S>() -> impl Layer<S>
+/// By way of JSON, because that has no corner that could be forgotten.
+fn scrubbed(scrub: &Scrub, event: &Event<'static>) -> Option<Event<'static>> {
+    let mut event = serde_json::to_value(event).ok()?;
+    scrub.json(&mut event);
+    serde_json::from_value(event).ok()
+}
+
+pub(super) fn layers<S>(config: &Config) -> impl Layer<S> + use<S>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
@@ -76,6 +96,11 @@ where
     ErrorLayer::new()
         .with_filter(but_requests(LevelFilter::ERROR))
         .and_then(BreadcrumbLayer::new().with_filter(but_requests(LevelFilter::INFO)))
+        .and_then((config.sentry.traces_sample_rate > 0.0).then(|| {
+            // A request's own is [`Timing`], which knows the caller's trace.
+            SpanLayer::new()
+                .with_filter(filter_fn(|metadata| metadata.target() == TRACE && metadata.is_span()))
+        }))
 }
 
 /// Sends a failed request.
@@ -93,13 +118,75 @@ pub fn report(failure: &Failure, request: Request<'_>) {
         tags: [
             ("request_id", request.id.to_owned()),
             ("error_id", failure.id.to_string()),
+            ("trace_id", request.trace_id.unwrap_or_default().to_owned()),
             ("route", request.route.to_owned()),
             ("method", request.method.to_owned()),
             ("status", failure.error.status().as_u16().to_string()),
         ]
         .into_iter()
+        .filter(|(_, value)| !value.is_empty())
         .map(|(name, value)| (name.to_owned(), value))
         .collect(),
         ..Event::default()
     });
+}
+
+/// How long a request takes, and which trace its errors are of. Sentry is told the first by its sample
+/// rate.
+#[derive(Debug)]
+pub struct Timing(Option<Transaction>);
+
+impl Timing {
+    /// Of a request that is not timed.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Begins, in the hub of the request. It is a part of the trace that `sentry-trace` in `trusted`
+    /// names, or else of that with `trace_id`.
+    pub fn begin(name: &str, trusted: Option<&HeaderMap>, trace_id: Option<&str>) -> Self {
+        const OPERATION: &str = "http.server";
+        let hub = Hub::current();
+        if hub.client().is_none() {
+            return Self(None);
+        }
+        let sent = trusted.and_then(|headers| headers.get("sentry-trace")?.to_str().ok());
+        let ours = trace_id.and_then(|id| id.parse().ok()).unwrap_or_default();
+        let context = match sent {
+            Some(sent) => {
+                TransactionContext::continue_from_headers(name, OPERATION, [("sentry-trace", sent)])
+            }
+            None => TransactionContext::new_with_trace_id(name, OPERATION, ours),
+        };
+        let transaction = sentry::start_transaction(context);
+        hub.configure_scope(|scope| scope.set_span(Some(transaction.clone().into())));
+        Self(Some(transaction))
+    }
+
+    /// Ends; without a status, the client left.
+    pub fn end(&mut self, status: Option<StatusCode>) {
+        let Some(transaction) = self.0.take() else { return };
+        if let Some(status) = status {
+            transaction.set_data("http.response.status_code", status.as_u16().into());
+        }
+        transaction.set_status(span_status(status));
+        transaction.finish();
+    }
+}
+
+/// As Sentry maps HTTP to its own.
+fn span_status(status: Option<StatusCode>) -> SpanStatus {
+    match status.map_or(499, |status| status.as_u16()) {
+        499 => SpanStatus::Cancelled,
+        401 => SpanStatus::Unauthenticated,
+        403 => SpanStatus::PermissionDenied,
+        404 => SpanStatus::NotFound,
+        409 => SpanStatus::AlreadyExists,
+        429 => SpanStatus::ResourceExhausted,
+        503 => SpanStatus::Unavailable,
+        504 => SpanStatus::DeadlineExceeded,
+        400..500 => SpanStatus::InvalidArgument,
+        500.. => SpanStatus::InternalError,
+        _ => SpanStatus::Ok,
+    }
 }

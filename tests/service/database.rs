@@ -540,7 +540,7 @@ async fn sqlite_is_set_up_as_it_should_be() {
     let db = migrated(&database).await;
     for pool in [db.writer(), db.reader()] {
         let mode: String =
-            on!(pool, |conn| { sqlx::query_scalar("PRAGMA journal_mode").fetch_one(conn).await })
+            on!(pool, |conn| sqlx::query_scalar("PRAGMA journal_mode").fetch_one(conn).await)
                 .unwrap();
         assert_eq!(mode, "wal");
         for (pragma, value) in
@@ -552,7 +552,7 @@ async fn sqlite_is_set_up_as_it_should_be() {
         }
     }
     let written =
-        on!(db.reader(), |conn| { sqlx::query("DELETE FROM plans").execute(conn).await.map(drop) });
+        on!(db.reader(), |conn| sqlx::query("DELETE FROM plans").execute(conn).await.map(drop));
     let error = written.expect_err("readers only read").to_string();
     assert!(error.contains("readonly"), "{error}");
 

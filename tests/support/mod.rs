@@ -229,7 +229,7 @@ impl Served {
         S: Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>,
         S: Clone + Send + 'static,
     {
-        let server = Server::bind(&config.server).unwrap();
+        let server = Server::bind("public", &config.server).unwrap();
         let url = format!("{}://{}", server.scheme(), server.address());
         Self { url, serving: tokio::spawn(server.serve(app, Shutdown::new(), || {})) }
     }

@@ -4,14 +4,16 @@ use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use headers::{CacheControl, HeaderMapExt, IfNoneMatch};
+use metrics::counter;
 use uuid::Uuid;
 
 use super::model::{Plan, PlanInput, PlanPage, PlanPatch, PlanQuery};
-use super::store;
+use super::{CREATED, store};
 use crate::cache::{Cache, Key};
 use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::extract::{IfMatch, Json, Path, Query, Valid};
+use crate::telemetry::timed;
 
 /// Lists plans, newest first, a page at a time.
 #[utoipa::path(
@@ -31,7 +33,7 @@ pub(super) async fn list(
     OriginalUri(uri): OriginalUri,
     Valid(Query(query)): Valid<Query<PlanQuery>>,
 ) -> Result<Response> {
-    let plans = store::list(&db, &query).await?;
+    let plans = timed("plans.list", store::list(&db, &query)).await?;
     Ok(PlanPage::cut(plans, query.limit.into(), |plan| plan.id).answer(&uri))
 }
 
@@ -55,6 +57,7 @@ pub(super) async fn create(
 ) -> Result<Response> {
     let plan = Plan::new(input);
     store::insert(&db, &plan).await?;
+    counter!(CREATED).increment(1);
     let location = [(header::LOCATION, format!("{}/{}", uri.path(), plan.id))];
     Ok((StatusCode::CREATED, location, answer(plan)).into_response())
 }

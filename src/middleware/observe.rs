@@ -1,0 +1,309 @@
+//! What is seen of each request once its answer has been sent or given up: a log line, metrics, the
+//! end of its span and, where it failed, its failure in Sentry.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use axum::Extension;
+use axum::body::{Body, Bytes};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::USER_AGENT;
+use axum::http::{HeaderMap, Method, StatusCode, Uri, Version};
+use axum::middleware::Next;
+use axum::response::Response;
+use chrono::Utc;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use metrics::{gauge, histogram};
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
+
+use super::access_log;
+use super::client_ip::{ClientIp, FromProxy};
+use super::request_id::RequestId;
+use crate::auth::Principal;
+use crate::config::AcceptContext;
+use crate::db::{Usage, track_usage};
+use crate::error::Failure;
+use crate::telemetry::sentry::{self, Timing};
+use crate::telemetry::traces::{self, REQUEST, SERVER};
+use crate::telemetry::traffic::{self, Seen};
+
+/// The status of a request whose client left before it had its answer (nginx's word for it).
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// As much of a user agent as is of use.
+const MAX_USER_AGENT: usize = 256;
+
+/// The route of paths that are none: they are the clients' to choose, and would be any number.
+const UNMATCHED: &str = "unmatched";
+
+/// What operators and their machines ask for every few seconds: no spans, and no news when it goes
+/// well.
+const ROUTINE: [&str; 4] = ["/health", "/metrics", "/status", "/log"];
+
+pub(super) async fn observe(
+    State(accept): State<AcceptContext>,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut sight = Sight::begin(&request, id, accept);
+    let work = track_usage(sight.usage.clone(), next.run(request));
+    let response = work.instrument(sight.span().clone()).await;
+    sight.answered(&response);
+    response.map(|body| Body::new(Watched { body, sight }))
+}
+
+/// What is seen of one request; dropping it writes it.
+pub(super) struct Sight {
+    pub id: RequestId,
+    pub trace_id: Option<String>,
+    /// Gives log lines the ids.
+    pub logged: Span,
+    traced: Span,
+    timing: Timing,
+    start: Instant,
+    pub method: Method,
+    route: Option<MatchedPath>,
+    pub uri: Uri,
+    pub client: ClientIp,
+    pub principal: Option<Principal>,
+    pub user_agent: Option<String>,
+    pub usage: Arc<Usage>,
+    status: Option<StatusCode>,
+    pub failure: Option<Failure>,
+    body_size: Option<u64>,
+    /// Sent of the answer's body.
+    pub sent: u64,
+}
+
+impl Sight {
+    fn begin(request: &Request, id: RequestId, accept: AcceptContext) -> Self {
+        gauge!("http_server_active_requests").increment(1);
+        let from_proxy = request.extensions().get::<FromProxy>().is_some();
+        let trusted = (from_proxy || accept == AcceptContext::All).then_some(request.headers());
+        let route: Option<MatchedPath> = request.extensions().get().cloned();
+        let name = span_name(request.method(), route.as_ref());
+        // At the highest level, so that every line inside carries the ids, whatever the filter.
+        let logged = tracing::error_span!(
+            target: REQUEST, "request", request_id = id.as_str(), trace_id = Empty
+        );
+        let routine = route.as_ref().is_some_and(|route| is_routine(route.as_str()));
+        let (traced, timing, trace_id) = if routine {
+            (Span::none(), Timing::none(), None)
+        } else {
+            let traced = server_span(&logged, &name, request, route.as_ref());
+            if let Some(headers) = trusted {
+                traces::continue_from(&traced, headers);
+            }
+            let trace_id = traces::trace_id(&traced);
+            (traced, Timing::begin(&name, trusted, trace_id.as_deref()), trace_id)
+        };
+        logged.record("trace_id", trace_id.as_deref());
+        Self {
+            id,
+            trace_id,
+            logged,
+            traced,
+            timing,
+            start: Instant::now(),
+            method: request.method().clone(),
+            route,
+            uri: request.uri().clone(),
+            client: ClientIp::of(request),
+            user_agent: user_agent(request.headers()),
+            principal: None,
+            usage: Arc::default(),
+            status: None,
+            failure: None,
+            body_size: request.body().size_hint().exact(),
+            sent: 0,
+        }
+    }
+
+    /// What the work goes on in.
+    fn span(&self) -> &Span {
+        if self.traced.is_disabled() { &self.logged } else { &self.traced }
+    }
+
+    fn answered(&mut self, response: &Response) {
+        self.status = Some(response.status());
+        self.failure = response.extensions().get().cloned();
+        self.principal = response.extensions().get().cloned();
+        if let Some(failure) = self.failure.as_ref().filter(|failure| failure.error.is_fault()) {
+            sentry::report(
+                failure,
+                sentry::Request {
+                    id: self.id.as_str(),
+                    trace_id: self.trace_id.as_deref(),
+                    method: self.method.as_str(),
+                    route: self.route(),
+                    client: self.client.address(),
+                },
+            );
+        }
+    }
+
+    /// The template, not the path; nothing where no route matched.
+    pub fn route(&self) -> &str {
+        self.route.as_ref().map_or("", MatchedPath::as_str)
+    }
+
+    pub fn is_routine(&self) -> bool {
+        is_routine(self.route())
+    }
+
+    pub fn status(&self) -> u16 {
+        self.status.map_or(CLIENT_CLOSED_REQUEST, |status| status.as_u16())
+    }
+
+    pub fn duration(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn count(&self, duration: Duration) {
+        let labels = [
+            ("http_request_method", known_method(&self.method).to_owned()),
+            ("http_route", self.route.as_ref().map_or(UNMATCHED, MatchedPath::as_str).to_owned()),
+            ("http_response_status_code", self.status().to_string()),
+        ];
+        histogram!("http_server_request_duration_seconds", &labels).record(duration);
+        if let Some(size) = self.body_size {
+            histogram!("http_server_request_body_size_bytes", &labels).record(size as f64);
+        }
+        histogram!("http_server_response_body_size_bytes", &labels).record(self.sent as f64);
+        gauge!("http_server_active_requests").decrement(1);
+    }
+
+    fn end_span(&self) {
+        let status = self.status();
+        self.traced.record("http.response.status_code", status);
+        if status >= 500 {
+            self.traced.record("otel.status_code", "ERROR");
+            let code = self.failure.as_ref().map(|failure| failure.error.code());
+            self.traced.record("error.type", code.as_deref());
+        }
+        // The span ends when it was last left: now, not when the answer's head was ready.
+        let _now = self.traced.enter();
+    }
+
+    fn summary(&self, duration: Duration) -> Seen {
+        let failure = self.failure.as_ref();
+        Seen {
+            at: Utc::now(),
+            method: known_method(&self.method).to_owned(),
+            route: self.route.as_ref().map_or(UNMATCHED, MatchedPath::as_str).to_owned(),
+            status: self.status(),
+            code: failure.map(|failure| failure.error.code().into_owned()),
+            duration_ms: traffic::milliseconds(duration),
+            error_id: failure.map(|failure| failure.id.to_string()),
+            request_id: self.id.as_str().to_owned(),
+            trace_id: self.trace_id.clone(),
+        }
+    }
+}
+
+impl Drop for Sight {
+    fn drop(&mut self) {
+        let duration = self.duration();
+        self.count(duration);
+        if !self.is_routine() {
+            traffic::record(duration, self.status(), || self.summary(duration));
+        }
+        self.end_span();
+        self.timing.end(self.status);
+        access_log::write(self, duration);
+    }
+}
+
+fn is_routine(route: &str) -> bool {
+    ROUTINE.iter().any(|routine| route.starts_with(routine))
+}
+
+fn span_name(method: &Method, route: Option<&MatchedPath>) -> String {
+    match route {
+        Some(route) => format!("{} {}", known_method(method), route.as_str()),
+        None => known_method(method).to_owned(),
+    }
+}
+
+/// As OpenTelemetry's semantic conventions for HTTP servers have it.
+fn server_span(parent: &Span, name: &str, request: &Request, route: Option<&MatchedPath>) -> Span {
+    tracing::info_span!(
+        target: SERVER,
+        parent: parent,
+        "server",
+        otel.name = name,
+        otel.kind = "server",
+        http.request.method = known_method(request.method()),
+        http.route = route.map(MatchedPath::as_str),
+        http.response.status_code = Empty,
+        client.address = %ClientIp::of(request).address(),
+        network.protocol.version = protocol(request.version()),
+        error.type = Empty,
+        otel.status_code = Empty,
+    )
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "2",
+        Version::HTTP_10 => "1.0",
+        _ => "1.1",
+    }
+}
+
+/// Methods are the clients' to make up, and a metric has a series for each.
+fn known_method(method: &Method) -> &str {
+    match *method {
+        Method::GET
+        | Method::HEAD
+        | Method::POST
+        | Method::PUT
+        | Method::PATCH
+        | Method::DELETE
+        | Method::OPTIONS
+        | Method::CONNECT
+        | Method::TRACE => method.as_str(),
+        _ => "_OTHER",
+    }
+}
+
+fn user_agent(headers: &HeaderMap) -> Option<String> {
+    let text = String::from_utf8_lossy(headers.get(USER_AGENT)?.as_bytes());
+    Some(text.chars().take(MAX_USER_AGENT).collect())
+}
+
+/// The answer's body, counting what of it is sent.
+struct Watched {
+    body: Body,
+    sight: Sight,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.sight.sent += data.len() as u64;
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
