@@ -3,10 +3,10 @@ COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose 
 SCRIPTS = .ci/run tests/support/services.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench check fmt openapi docker-up docker-down clean
+.PHONY: help run test bench check check-observability fmt openapi docker-up docker-down clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Run the service; the first time, this builds it
 	cargo run
@@ -23,6 +23,11 @@ check: ## Format, lints and docs, warnings being errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
 	else echo "shellcheck is not installed: the scripts were not checked"; fi
+
+check-observability: ## Check the Prometheus configuration, rules and their tests with promtool
+	@command -v promtool >/dev/null || { echo "promtool is not installed: it comes with Prometheus" >&2; exit 1; }
+	cd deploy/observability && promtool check config prometheus.yml && promtool check rules rules/*.yml \
+		&& promtool test rules tests/*.yml
 
 fmt: ## Format the code
 	cargo fmt
@@ -43,7 +48,7 @@ docker-up: ## Build the image, and run it on PostgreSQL and Redis in Docker
 	$(COMPOSE) logs --tail=20 app; echo "not ready after 30 seconds" >&2; exit 1
 
 docker-down: ## Stop it; the database keeps its data
-	$(COMPOSE) down
+	$(COMPOSE) --profile observability down
 
 clean: ## Remove what was built (target/); data/ stays
 	cargo clean
