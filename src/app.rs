@@ -27,7 +27,7 @@ use crate::error::Error;
 use crate::health::{self, Health};
 use crate::management;
 use crate::middleware::{self, FloodGuard};
-use crate::server::{Drained, Server, Shutdown};
+use crate::server::{Drained, Listener, Server, Shutdown};
 use crate::state::AppState;
 use crate::telemetry;
 
@@ -48,7 +48,7 @@ pub struct Running {
 /// # Errors
 /// One line: what could not be bound or opened, and why.
 pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Option<Running>> {
-    let server = Server::bind("public", &config.server)?;
+    let server = Server::bind(Listener::Public, &config.server)?;
     let url = format!("{}://{}", server.scheme(), server.address());
     let health = Health::starting(&config.health);
     let app = App::starting(&health, config);
@@ -148,7 +148,7 @@ struct Management {
 impl Management {
     fn start(health: &Health, config: &Config) -> anyhow::Result<Option<Self>> {
         let Some(listener) = management::listener(config) else { return Ok(None) };
-        let server = Server::bind("management", &listener)?;
+        let server = Server::bind(Listener::Management, &listener)?;
         let url = format!("http://{}", server.address());
         let app = App::new(management::starting(health, config));
         let serve = server.serve(app.clone(), Shutdown::new(), || {});

@@ -348,7 +348,7 @@ fn production_takes_what_is_safe() {
     let findings = production_findings(&loaded.config);
     let warned: Vec<_> =
         findings.iter().filter(|f| f.grade == Grade::Warn).map(|f| f.key).collect();
-    assert_eq!(warned, ["server.public_url", "cache.redis_url", "sentry.dsn"]);
+    assert_eq!(warned, ["server.public_url", "cache.redis_url", "management.bind", "sentry.dsn"]);
     assert!(loaded.usable().is_ok());
 }
 

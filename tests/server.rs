@@ -17,7 +17,7 @@ use axum::extract::ConnectInfo;
 use axum::routing::{get, post};
 use futures_util::stream::{self, StreamExt};
 use plinth::config::{Config, Environment, ServerConfig};
-use plinth::server::{Drained, Server, Shutdown};
+use plinth::server::{Drained, Listener, Server, Shutdown};
 use rustix::process::{Signal, getpid, kill_process};
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -115,7 +115,7 @@ struct Running {
 
 impl Running {
     fn start(config: &ServerConfig, app: Router) -> Self {
-        let server = Server::bind("public", config).unwrap();
+        let server = Server::bind(Listener::Public, config).unwrap();
         let (address, shutdown) = (server.address(), Shutdown::new());
         let draining = CancellationToken::new();
         let on_drain = draining.clone();

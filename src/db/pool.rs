@@ -30,6 +30,8 @@ pub struct PoolStatus {
 
 impl Pool {
     pub(super) fn new(name: &'static str, engine: Engine<SqlitePool, PgPool>) -> Self {
+        counter!("db_client_connection_timeouts_total", "db_client_connection_pool_name" => name)
+            .increment(0);
         Self { name, engine }
     }
 

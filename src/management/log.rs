@@ -17,7 +17,6 @@ pub(super) async fn set(
     if env == Environment::Production && crate::config::logs_the_wire(filter) {
         return Err(refuse("in production `trace` is for targets of this service alone".into()));
     }
-    tracing::warn!(filter, "the log filter is being set");
     telemetry::log::set_filter(filter).map_err(|error| refuse(format!("{error:#}")))?;
     Ok(format!("{filter}\n"))
 }

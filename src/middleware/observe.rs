@@ -51,7 +51,8 @@ pub(super) async fn observe(
 ) -> Response {
     let mut sight = Sight::begin(&request, id, accept);
     let work = track_usage(sight.usage.clone(), next.run(request));
-    let response = work.instrument(sight.span().clone()).await;
+    let work = work.instrument(sight.traced.clone()).instrument(sight.logged.clone());
+    let response = work.await;
     sight.answered(&response);
     response.map(|body| Body::new(Watched { body, sight }))
 }
@@ -121,11 +122,6 @@ impl Sight {
             body_size: request.body().size_hint().exact(),
             sent: 0,
         }
-    }
-
-    /// What the work goes on in.
-    fn span(&self) -> &Span {
-        if self.traced.is_disabled() { &self.logged } else { &self.traced }
     }
 
     fn answered(&mut self, response: &Response) {

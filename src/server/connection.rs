@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use metrics::{counter, gauge};
+use metrics::{Counter, counter, gauge};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -29,7 +29,7 @@ use tower::{Service, ServiceExt};
 
 use super::refused;
 use super::tls::Tls;
-use super::watchdog::{Activity, InFlight, Limits};
+use super::watchdog::{Activity, Expired, InFlight, Limits};
 use crate::config::ServerConfig;
 
 /// hyper's buffer for each HTTP/1 connection, and with it the longest request head.
@@ -72,6 +72,12 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 impl Handler {
     pub(super) fn new(name: &'static str, config: &ServerConfig, tls: Option<Arc<Tls>>) -> Self {
+        for reason in Expired::ALL {
+            timed_out(name, reason).increment(0);
+        }
+        for reason in ["accept", "tls"] {
+            refused(name, reason).increment(0);
+        }
         Self {
             name,
             open: TaskTracker::new(),
@@ -106,12 +112,7 @@ impl Handler {
                     tracing::debug!(%peer, error, "connection failed");
                 },
                 reason = activity.expired(handler.limits, &leave) => {
-                    counter!(
-                        "server_connections_timed_out_total",
-                        "listener" => handler.name,
-                        "reason" => reason.label()
-                    )
-                    .increment(1);
+                    timed_out(handler.name, reason).increment(1);
                     tracing::debug!(%peer, %reason, "connection closed");
                 }
                 () = handler.cut.cancelled() => {}
@@ -129,7 +130,7 @@ where
         match &handler.tls {
             Some(tls) => {
                 let shaken = tls.acceptor().accept(stream).await;
-                let stream = shaken.inspect_err(|_| refused(handler.name, "tls"))?;
+                let stream = shaken.inspect_err(|_| refused(handler.name, "tls").increment(1))?;
                 self.http(&handler.http, stream).await
             }
             None => self.http(&handler.http, stream).await,
@@ -170,6 +171,11 @@ where
         }
         http.await
     }
+}
+
+fn timed_out(listener: &'static str, reason: Expired) -> Counter {
+    let reason = reason.label();
+    counter!("server_connections_timed_out_total", "listener" => listener, "reason" => reason)
 }
 
 /// A socket in the gauge of open ones, until it is dropped.

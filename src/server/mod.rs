@@ -22,7 +22,7 @@ use anyhow::{Context, anyhow, bail};
 use axum::body::Body;
 use axum::http::Request;
 use axum::response::Response;
-use metrics::counter;
+use metrics::{Counter, counter};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -46,10 +46,16 @@ const OTHER_FILES: u64 = 256;
 /// How long connections that have been cut get to drop what they hold.
 const CUT_GRACE: Duration = Duration::from_millis(500);
 
+/// Whom a listener is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listener {
+    Public,
+    Management,
+}
+
 /// A bound listener, ready to serve.
 pub struct Server {
-    /// What metrics call it.
-    name: &'static str,
+    name: Listener,
     listener: TcpListener,
     address: SocketAddr,
     tls: Option<Arc<Tls>>,
@@ -66,21 +72,30 @@ pub struct Drained {
     pub aborted: usize,
 }
 
+impl Listener {
+    /// What metrics call it.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Management => "management",
+        }
+    }
+}
+
 impl Server {
-    /// Binds the address and loads the certificate; metrics call it `name`. Call it inside a Tokio
-    /// runtime.
+    /// Binds the address and loads the certificate. Call it inside a Tokio runtime.
     ///
     /// # Errors
     /// One line that names the setting at fault: the address is taken, not permitted or not ours;
     /// a TLS file is missing, unreadable, or not the other's pair.
-    pub fn bind(name: &'static str, config: &ServerConfig) -> anyhow::Result<Self> {
+    pub fn bind(name: Listener, config: &ServerConfig) -> anyhow::Result<Self> {
         let tls = match (&config.tls_cert, &config.tls_key) {
             (Some(cert), Some(key)) => Some(Arc::new(Tls::load(cert, key)?)),
             (None, None) => None,
             _ => bail!("TLS needs both tls_cert and tls_key; only one is set"),
         };
         raise_file_limit(config.max_connections);
-        let listener = listen(config).map_err(|error| explain(config.address(), &error))?;
+        let listener = listen(config).map_err(|error| explain(name, config.address(), &error))?;
         let address = listener.local_addr().context("cannot read the listener's address")?;
         Ok(Self { name, listener, address, tls, config: config.clone() })
     }
@@ -112,7 +127,7 @@ impl Server {
     {
         let Self { name, listener, tls, config, .. } = self;
         let _reload = tls::reload_on_hangup(tls.clone());
-        let handler = Arc::new(Handler::new(name, &config, tls));
+        let handler = Arc::new(Handler::new(name.label(), &config, tls));
         let shared = handler.clone();
         let serve = move |stream, peer, slot| shared.spawn(stream, peer, app.clone(), slot);
         let stop = async {
@@ -122,7 +137,7 @@ impl Server {
             sleep(config.pre_stop_delay).await;
         };
         tokio::select! {
-            () = accept(name, &listener, config.max_connections, serve) => {}
+            () = accept(name.label(), &listener, config.max_connections, serve) => {}
             () = stop => {}
             () = shutdown.force.cancelled() => {}
         }
@@ -151,7 +166,7 @@ async fn accept(
             Err(error) if client_went_away(&error) => {}
             // Out of files or memory: others' connections are closing, and ours must go on.
             Err(error) => {
-                refused(name, "accept");
+                refused(name, "accept").increment(1);
                 if !failing {
                     tracing::error!(%error, "cannot accept connections; trying on");
                 }
@@ -162,10 +177,9 @@ async fn accept(
     }
 }
 
-/// Counts a connection that came to nothing.
-fn refused(listener: &'static str, reason: &'static str) {
+/// Connections that came to nothing.
+fn refused(listener: &'static str, reason: &'static str) -> Counter {
     counter!("server_connections_refused_total", "listener" => listener, "reason" => reason)
-        .increment(1);
 }
 
 async fn drain(handler: &Handler, cap: Duration, force: &CancellationToken) -> Drained {
@@ -205,14 +219,23 @@ fn listen(config: &ServerConfig) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-fn explain(address: SocketAddr, error: &io::Error) -> anyhow::Error {
-    let fix = match error.kind() {
-        ErrorKind::AddrInUse => "another process has this port: stop it, or set PORT",
-        ErrorKind::PermissionDenied => "ports below 1024 are privileged: set PORT to another",
-        ErrorKind::AddrNotAvailable => "this machine has no such address: set APP_SERVER__BIND",
-        _ => return anyhow!("cannot listen on {address}: {error}"),
+fn explain(name: Listener, address: SocketAddr, error: &io::Error) -> anyhow::Error {
+    let (host, port) = match name {
+        Listener::Public => ("APP_SERVER__BIND", "PORT"),
+        Listener::Management => ("APP_MANAGEMENT__BIND", "APP_MANAGEMENT__BIND"),
     };
-    anyhow!("cannot listen on {address}: {fix}")
+    match error.kind() {
+        ErrorKind::AddrInUse => anyhow!(
+            "cannot listen on {address}: another process has this port: stop it, or set {port}"
+        ),
+        ErrorKind::PermissionDenied => anyhow!(
+            "cannot listen on {address}: ports below 1024 are privileged: set {port} to another"
+        ),
+        ErrorKind::AddrNotAvailable => {
+            anyhow!("cannot listen on {address}: this machine has no such address: set {host}")
+        }
+        _ => anyhow!("cannot listen on {address}: {error}"),
+    }
 }
 
 /// The usual soft limit, 1024, is for programs that use `select`; the hard one is ours to take.
@@ -244,9 +267,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_port_is_one_clear_line() {
-        let first = Server::bind("public", &config()).unwrap();
+        let first = Server::bind(Listener::Public, &config()).unwrap();
         let again = ServerConfig { port: first.address().port(), ..config() };
-        let error = format!("{:#}", Server::bind("public", &again).err().unwrap());
+        let error = format!("{:#}", Server::bind(Listener::Public, &again).err().unwrap());
         assert_eq!(
             error,
             format!(
@@ -260,14 +283,18 @@ mod tests {
     async fn half_a_tls_pair_is_refused() {
         let half = ServerConfig { tls_cert: Some("cert.pem".into()), ..config() };
         assert!(
-            Server::bind("public", &half).err().unwrap().to_string().contains("only one is set")
+            Server::bind(Listener::Public, &half)
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("only one is set")
         );
     }
 
     #[tokio::test]
     async fn accepted_sockets_inherit_the_options() {
         let config = config();
-        let server = Server::bind("public", &config).unwrap();
+        let server = Server::bind(Listener::Public, &config).unwrap();
         let (_client, accepted) =
             tokio::join!(tokio::net::TcpStream::connect(server.address), server.listener.accept());
         let (stream, _) = accepted.unwrap();

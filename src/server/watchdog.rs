@@ -231,6 +231,8 @@ impl Turn {
 }
 
 impl Expired {
+    pub(super) const ALL: [Self; 4] = [Self::Head, Self::Idle, Self::Write, Self::Goodbye];
+
     /// What metrics call it.
     pub(super) fn label(self) -> &'static str {
         match self {

@@ -6,7 +6,9 @@ use std::fmt;
 use chrono::{SecondsFormat, Utc};
 use serde_json::Value;
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
+use tracing::span::Id;
+use tracing::{Event, Subscriber, dispatcher};
+use tracing_subscriber::Registry;
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
@@ -41,13 +43,30 @@ where
             writer.write_str(r#","message":"""#)?;
         }
         JsonFields.format_fields(writer.by_ref(), event)?;
-        for span in context.event_scope().into_iter().flatten() {
+        let parent = match event.parent() {
+            Some(parent) => Some(parent.clone()),
+            None => context.current_span().id().cloned(),
+        };
+        if let Some(parent) = parent {
+            write_fields_around(&parent, &mut writer)?;
+        }
+        writer.write_str("}\n")
+    }
+}
+
+/// The fields of a span and of those around it. Not by way of the context, to which a span that only
+/// traces are made of is the end: the request, which has the ids, is further out.
+fn write_fields_around(span: &Id, writer: &mut Writer<'_>) -> fmt::Result {
+    dispatcher::get_default(|dispatch| {
+        let registry = dispatch.downcast_ref::<Registry>();
+        let Some(span) = registry.and_then(|registry| registry.span(span)) else { return Ok(()) };
+        for span in span.scope() {
             if let Some(fields) = span.extensions().get::<FormattedFields<JsonFields>>() {
                 writer.write_str(&fields.fields)?;
             }
         }
-        writer.write_str("}\n")
-    }
+        Ok(())
+    })
 }
 
 impl<'writer> FormatFields<'writer> for JsonFields {

@@ -72,6 +72,8 @@ fn parse(filter: &str) -> anyhow::Result<Targets> {
 pub fn set_filter(filter: &str) -> anyhow::Result<()> {
     let targets = parse(filter)?;
     let control = CONTROL.get().context("nothing is logged")?;
+    // Before: the new one may not let it through.
+    tracing::warn!(filter, "the log filter is being set");
     control.filter.reload(targets)?;
     Ok(())
 }

@@ -146,10 +146,12 @@ fn describe() {
     }
     Collector::default().describe();
     gauge!("build_info", "version" => VERSION, "commit" => COMMIT).set(1);
-    // So that alerts on them have something to begin from.
+    // An alert sees a counter rise, not appear: these begin at 0.
     for signal in ["logs", "spans"] {
         counter!(DROPPED, "signal" => signal).increment(0);
     }
+    counter!("flood_guard_refused_total").increment(0);
+    counter!("load_shed_refused_total").increment(0);
 }
 
 /// Sums up what was counted, for ever.

@@ -22,7 +22,7 @@ static PATTERNS: LazyLock<Option<Regex>> = LazyLock::new(|| {
         (?<scheme> \b(?:bearer|basic)\s+ ) [\w.~+/=-]+
         | (?<url> :// ) [^/@\s]+ @
         | (?<name> [\w-]*(?:auth|credential|jwt|api.?key|pass|secret|session|token)[\w-]*["']?\s*[=:]\s*["']? )
-          [^\s"',;&}]+
+          (?:(?:bearer|basic)\s+)? [^\s"',;&}]+
         "#,
     )
     .ok()
@@ -95,10 +95,7 @@ mod tests {
                 "cannot reach postgres://app:p%40ss@db/app",
                 "cannot reach postgres://[redacted]@db/app",
             ),
-            (
-                "sent Authorization: Bearer ey.J-9_x= twice",
-                "sent Authorization: [redacted] [redacted] twice",
-            ),
+            ("sent Authorization: Bearer ey.J-9_x= twice", "sent Authorization: [redacted] twice"),
             ("basic dXNlcjpwYXNz", "basic [redacted]"),
             ("it is hunter2-hunter2!", "it is [redacted]!"),
             (r#"{"password": "x y", "name": "z"}"#, r#"{"password": "[redacted] y", "name": "z"}"#),

@@ -3,11 +3,12 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
 use sentry::integrations::tracing::{BreadcrumbLayer, ErrorLayer, SpanLayer};
-use sentry::protocol::{Event, Exception, SpanStatus, User};
+use sentry::protocol::{Context, Event, Exception, SpanStatus, TraceContext, User};
 use sentry::transports::ReqwestHttpTransportOptions;
 use sentry::{
     ClientInitGuard, ClientOptions, Hub, Level, Transaction, TransactionContext, Transport,
@@ -31,6 +32,9 @@ pub const ACCESS: &str = concat!(env!("CARGO_CRATE_NAME"), "::access");
 
 /// Longest one event may take to send.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Whether requests are timed at all. To time all and keep none would be reported as a loss.
+static TIMED: AtomicBool = AtomicBool::new(false);
 
 /// What an event says of the request that failed.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +61,7 @@ pub(super) fn init(config: &Config) -> anyhow::Result<Option<ClientInitGuard>> {
         "unknown" => format!("{}@{VERSION}", env!("CARGO_PKG_NAME")),
         commit => format!("{}@{VERSION}+{commit}", env!("CARGO_PKG_NAME")),
     };
+    TIMED.store(config.sentry.traces_sample_rate > 0.0, Relaxed);
     let scrub = Scrub::new(config.secrets());
     Ok(Some(sentry::init(
         options
@@ -114,6 +119,7 @@ pub fn report(failure: &Failure, request: Request<'_>) {
         level: Level::Error,
         transaction: Some(format!("{} {}", request.method, request.route)),
         user: Some(User { ip_address: Some(request.client.into()), ..User::default() }),
+        contexts: trace_of(request).into_iter().collect(),
         exception: vec![Exception { ty: code, value: Some(cause), ..Exception::default() }].into(),
         tags: [
             ("request_id", request.id.to_owned()),
@@ -131,8 +137,13 @@ pub fn report(failure: &Failure, request: Request<'_>) {
     });
 }
 
-/// How long a request takes, and which trace its errors are of. Sentry is told the first by its sample
-/// rate.
+/// The trace, for an event that no [`Timing`] gives one.
+fn trace_of(request: Request<'_>) -> Option<(String, Context)> {
+    let trace_id = request.trace_id?.parse().ok().filter(|_| !TIMED.load(Relaxed))?;
+    Some(("trace".into(), TraceContext { trace_id, ..TraceContext::default() }.into()))
+}
+
+/// How long a request takes, when Sentry is told that.
 #[derive(Debug)]
 pub struct Timing(Option<Transaction>);
 
@@ -147,7 +158,7 @@ impl Timing {
     pub fn begin(name: &str, trusted: Option<&HeaderMap>, trace_id: Option<&str>) -> Self {
         const OPERATION: &str = "http.server";
         let hub = Hub::current();
-        if hub.client().is_none() {
+        if !TIMED.load(Relaxed) {
             return Self(None);
         }
         let sent = trusted.and_then(|headers| headers.get("sentry-trace")?.to_str().ok());

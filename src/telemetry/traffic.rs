@@ -41,7 +41,7 @@ pub struct Seen {
 /// One interval.
 #[derive(Debug, Clone, Serialize, PartialEq)]
 pub struct Sample {
-    /// When it ended.
+    /// When it began.
     pub at: DateTime<Utc>,
     pub requests: u64,
     /// Of these, answered with 5xx.
@@ -154,7 +154,7 @@ impl Traffic {
         let last = self.begun + INTERVAL * u32::try_from(ended).unwrap_or(u32::MAX);
         let ago = now.saturating_duration_since(last);
         for back in (0..kept).rev() {
-            let age = ago + INTERVAL * u32::try_from(back).unwrap_or(u32::MAX);
+            let age = ago + INTERVAL * u32::try_from(back + 1).unwrap_or(u32::MAX);
             let sample =
                 std::mem::replace(&mut self.current, Interval::new()).sample(Utc::now() - age);
             if self.samples.len() == SAMPLES {

@@ -73,7 +73,8 @@ fn only<'a>(lines: &'a [Map<String, Value>], id: &str) -> &'a Map<String, Value>
 #[tokio::test]
 async fn a_request_is_one_line_that_says_what_it_was_and_what_it_cost() {
     let folder = Folder::new();
-    let (process, url) = folder.serve([JSON]).await;
+    let trusting = ("APP_SERVER__TRUSTED_PROXIES", "127.0.0.0/8");
+    let (process, url) = folder.serve([JSON, trusting]).await;
     let client = Client::new();
     let answer = client
         .post(format!("{url}/api/v1/plans"))

@@ -9,6 +9,9 @@
 
 #[path = "../support/process.rs"]
 mod process;
+#[path = "../support/sentry.rs"]
+#[expect(dead_code, reason = "the rest of it is for the tests of telemetry")]
+mod sentry_server;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "the rest of it is for the tests that run the router in process")]
 mod support;

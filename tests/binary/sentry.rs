@@ -2,54 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use axum::body::Bytes;
-use axum::routing::post;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::sync::watch;
 
 use crate::logs::drop_plans;
 use crate::process::Folder;
+use crate::sentry_server::Sentry;
 use crate::wire::PLAN;
 
 const CANARY: &str = "canary-91ce";
 const CLIENT: &str = "203.0.113.77";
-
-/// What a local Sentry was sent.
-struct Sentry {
-    dsn: String,
-    envelopes: watch::Receiver<Vec<String>>,
-}
-
-impl Sentry {
-    async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let dsn = format!("http://public@{}/1", listener.local_addr().unwrap());
-        let (sender, envelopes) = watch::channel(Vec::new());
-        let envelope = |body: Bytes| async move {
-            let text = String::from_utf8(body.to_vec()).unwrap();
-            sender.send_modify(|envelopes| envelopes.push(text));
-            "{}"
-        };
-        let router = axum::Router::new().route("/api/1/envelope/", post(envelope));
-        tokio::spawn(async { axum::serve(listener, router).await });
-        Self { dsn, envelopes }
-    }
-
-    /// The events in all envelopes; nothing else may be in one.
-    fn events(&self) -> Vec<Value> {
-        let envelopes = self.envelopes.borrow();
-        let parse = |line: &str| serde_json::from_str::<Value>(line).unwrap();
-        let event = |envelope: &String| {
-            let lines: Vec<_> = envelope.lines().collect();
-            let &[_, item, event] = lines.as_slice() else { panic!("more in it: {envelope}") };
-            assert_eq!(parse(item)["type"], "event");
-            parse(event)
-        };
-        envelopes.iter().map(event).collect()
-    }
-}
 
 /// A request with something of everything that must not go further.
 async fn ask(url: &str, method: &str, path: &str, id: &str) -> (StatusCode, Value) {
@@ -104,7 +66,7 @@ async fn each_5xx_is_one_event_and_no_4xx_is_one() {
     let ended = process.stop().await;
     assert_eq!(ended.code, Some(0), "{ended:#?}");
 
-    let events = sentry.events();
+    let events = sentry.items("event");
     assert_eq!(events.len(), 3, "{events:#?}");
     for (id, method, problem) in failed {
         let of_id: Vec<_> = events.iter().filter(|e| e["tags"]["request_id"] == id).collect();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use jsonwebtoken::jwk::Jwk;
@@ -36,6 +36,8 @@ struct State {
     document: ArcSwap<String>,
     down: AtomicBool,
     fetches: AtomicUsize,
+    /// What the last fetch said of its trace.
+    traceparent: ArcSwap<String>,
 }
 
 impl Signer {
@@ -83,7 +85,8 @@ impl Issuer {
     pub fn start(signers: &[&Signer]) -> Self {
         let state = Arc::new(State::default());
         let serving = state.clone();
-        let app = Router::new().route("/jwks", get(async move || serving.answer()));
+        let app = Router::new()
+            .route("/jwks", get(async move |headers: HeaderMap| serving.answer(&headers)));
         let mut config = Config::defaults(Environment::Test);
         config.server.port = 0;
         let served = Served::start(app, &config);
@@ -105,13 +108,20 @@ impl Issuer {
         self.state.down.store(down, SeqCst);
     }
 
+    /// The `traceparent` of the last fetch; empty where it had none.
+    pub fn traceparent(&self) -> String {
+        self.state.traceparent.load().to_string()
+    }
+
     pub fn fetches(&self) -> usize {
         self.state.fetches.load(SeqCst)
     }
 }
 
 impl State {
-    fn answer(&self) -> axum::response::Response {
+    fn answer(&self, headers: &HeaderMap) -> axum::response::Response {
+        let given = headers.get("traceparent").map(|value| value.to_str().unwrap().to_owned());
+        self.traceparent.store(Arc::new(given.unwrap_or_default()));
         self.fetches.fetch_add(1, SeqCst);
         if self.down.load(SeqCst) {
             return StatusCode::SERVICE_UNAVAILABLE.into_response();

@@ -18,7 +18,7 @@ use axum::response::Response;
 
 use plinth::app::{self, Running};
 use plinth::config::{Config, Environment, SecretUrl};
-use plinth::server::{Drained, Server, Shutdown};
+use plinth::server::{Drained, Listener, Server, Shutdown};
 use plinth::state::AppState;
 use reqwest::{Method, RequestBuilder};
 use sqlx::{Connection, PgConnection};
@@ -229,7 +229,7 @@ impl Served {
         S: Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>,
         S: Clone + Send + 'static,
     {
-        let server = Server::bind("public", &config.server).unwrap();
+        let server = Server::bind(Listener::Public, &config.server).unwrap();
         let url = format!("{}://{}", server.scheme(), server.address());
         Self { url, serving: tokio::spawn(server.serve(app, Shutdown::new(), || {})) }
     }
