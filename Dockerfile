@@ -1,12 +1,12 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 
-# The dependencies alone, behind an empty crate: this layer is built again only when
-# Cargo.toml or Cargo.lock changes. The benchmark is not built, but the manifest names its file.
+# The dependencies alone, behind an empty crate: this layer is built again only when Cargo.toml or
+# Cargo.lock changes. Benchmarks and tests are not built, but the manifest names files of theirs.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src benches \
+RUN mkdir -p src benches tests/observability \
     && echo 'fn main() {}' > src/main.rs \
-    && touch src/lib.rs benches/gate.rs \
+    && touch src/lib.rs benches/gate.rs benches/telemetry.rs tests/observability/main.rs \
     && cargo build --release --locked \
     && rm -r src benches
 

@@ -3,7 +3,7 @@ COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose 
 SCRIPTS = .ci/run tests/support/services.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench check check-observability fmt openapi docker-up docker-down clean
+.PHONY: help run test test-observability bench check check-observability fmt openapi docker-up docker-down clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,12 +14,17 @@ run: ## Run the service; the first time, this builds it
 test: ## Run every test, with a PostgreSQL and a Redis of its own (ARGS=name for some)
 	tests/support/services.sh run cargo test --no-fail-fast $(ARGS)
 
-bench: ## Measure what limits and authentication cost (builds a release)
+test-observability: check-observability ## Test the status page in Chromium, and metrics with promtool
+	@command -v chromedriver >/dev/null || { echo "chromedriver is not installed: it comes with Chromium" >&2; exit 1; }
+	cargo test --test observability
+
+bench: ## Measure what limits, authentication and telemetry cost (builds a release)
 	cargo bench
 
 check: ## Format, lints and docs, warnings being errors
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+	cargo clippy --test observability -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
 	else echo "shellcheck is not installed: the scripts were not checked"; fi

@@ -13,9 +13,14 @@ use super::traces::TRACE;
 /// that was dropped before its end, `cancelled`.
 ///
 /// ```
-/// # async fn import() -> std::io::Result<u32> {
-/// let imported = plinth::telemetry::timed("plans.import", async { Ok(3) }).await?;
-/// # Ok(imported)
+/// # use plinth::error::Result;
+/// # async fn read() -> Result<u32> { Ok(3) }
+/// # async fn handler() -> Result<u32> {
+/// plinth::telemetry::timed("plans.import", async {
+///     let plans = read().await?;
+///     Ok(plans)
+/// })
+/// .await
 /// # }
 /// ```
 pub async fn timed<T, E>(

@@ -1,22 +1,10 @@
 //! Secrets are planted wherever one may be, and looked for wherever this service writes.
 
-use std::path::Path;
-
-use reqwest::Method;
-use sqlx::{Connection, SqliteConnection};
-
 use crate::collector::Collector;
 use crate::process::Folder;
 use crate::sentry_server::Sentry;
 use crate::service::Service;
-
-/// Makes every request for plans fail.
-pub async fn drop_plans(folder: &Path) {
-    let url = format!("sqlite://{}/data/plinth.db", folder.display());
-    let mut connection = SqliteConnection::connect(&url).await.unwrap();
-    sqlx::query("DROP TABLE plans").execute(&mut connection).await.unwrap();
-    connection.close().await.unwrap();
-}
+use reqwest::Method;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_is_in_logs_sentry_spans_metrics_or_pages() {
@@ -77,7 +65,7 @@ async fn no_secret_is_in_logs_sentry_spans_metrics_or_pages() {
     assert_eq!(ask(Method::POST, "/nowhere", plan(canary("body"))).await, 404);
     assert_eq!(open(Method::POST, "/api/v1/plans", plan(canary("body"))).await, 201);
     assert_eq!(open(Method::POST, "/api/v1/plans", unknown).await, 422);
-    drop_plans(service.folder.path()).await;
+    service.drop_plans().await;
     assert_eq!(open(Method::POST, "/api/v1/plans", plan(canary("body"))).await, 500);
     sentry.item("event").await;
     sentry.item("transaction").await;

@@ -13,6 +13,8 @@ mod collector;
 mod process;
 #[path = "../support/sentry.rs"]
 mod sentry_server;
+#[path = "../support/service.rs"]
+mod service;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "the rest of it is for the tests that run the router in process")]
 mod support;
@@ -22,5 +24,4 @@ mod dashboards;
 mod management;
 mod metrics;
 mod sentry;
-mod service;
 mod traces;

@@ -96,7 +96,7 @@ async fn a_request_is_counted_by_method_route_and_status_with_what_it_did() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_are_counted_as_such() {
     let service = Service::start([]).await;
-    crate::canary::drop_plans(service.folder.path()).await;
+    service.drop_plans().await;
     assert_eq!(service.get("/api/v1/plans").await.status(), 500);
     let metrics = service.metrics().await;
     let statement = "db_client_operation_duration_seconds_count";

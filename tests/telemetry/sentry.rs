@@ -2,7 +2,6 @@
 
 use reqwest::Method;
 
-use crate::canary::drop_plans;
 use crate::sentry_server::Sentry;
 use crate::service::Service;
 
@@ -41,7 +40,7 @@ async fn a_request_is_timed_in_the_trace_of_a_trusted_caller() {
 async fn an_error_comes_with_its_release_its_trace_and_what_was_logged_before() {
     let mut sentry = Sentry::start().await;
     let service = Service::start([("SENTRY_DSN", sentry.dsn.as_str())]).await;
-    drop_plans(service.folder.path()).await;
+    service.drop_plans().await;
     let problem: serde_json::Value = service.get("/api/v1/plans").await.json().await.unwrap();
     let event = sentry.item("event").await;
     assert_eq!(event["release"], concat!("plinth@", env!("CARGO_PKG_VERSION")));

@@ -2,6 +2,7 @@
 
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
+use sqlx::{Connection, SqliteConnection};
 
 use crate::process::{Ended, Folder, Process};
 
@@ -53,6 +54,14 @@ impl Service {
         let answer = self.request(Method::POST, "/api/v1/plans").json(&plan).send().await.unwrap();
         assert_eq!(answer.status(), 201);
         answer.headers()["location"].to_str().unwrap().to_owned()
+    }
+
+    /// Makes every request for plans fail, unless it is cached.
+    pub async fn drop_plans(&self) {
+        let url = format!("sqlite://{}/data/plinth.db", self.folder.path().display());
+        let mut connection = SqliteConnection::connect(&url).await.unwrap();
+        sqlx::query("DROP TABLE plans").execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
     }
 
     /// From the listener for operators.
