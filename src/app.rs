@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use axum::Router;
@@ -48,14 +47,14 @@ pub struct Running {
 /// # Errors
 /// One line: what could not be bound or opened, and why.
 pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Option<Running>> {
+    let health = Health::starting(&config.health);
+    let management = Management::start(&health, config)?;
     let server = Server::bind(Listener::Public, &config.server)?;
     let url = format!("{}://{}", server.scheme(), server.address());
-    let health = Health::starting(&config.health);
     let app = App::starting(&health, config);
     let draining = health.clone();
     let serve = server.serve(app.clone(), shutdown.clone(), move || draining.draining());
     let serving = tokio::spawn(serve);
-    let management = Management::start(&health, config)?;
 
     let routes = api::routes();
     let classes = quota_classes(&routes, config)?;
@@ -106,11 +105,7 @@ impl App {
     /// Probes only; anything else is 503.
     pub fn starting(health: &Health, config: &Config) -> Self {
         let probes = Router::from(health::routes()).with_state(health.clone());
-        let starting = probes.fallback(async || Error::Unavailable {
-            what: "the service",
-            retry_after: Duration::from_secs(1),
-            cause: None,
-        });
+        let starting = probes.fallback(async || Error::starting());
         Self::new(middleware::wrap(starting, config))
     }
 

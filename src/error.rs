@@ -95,6 +95,11 @@ impl Error {
         Self::Internal(Arc::from(cause.into()))
     }
 
+    /// The 503 of a service that is not open yet.
+    pub fn starting() -> Self {
+        Self::Unavailable { what: "the service", retry_after: Duration::from_secs(1), cause: None }
+    }
+
     /// A 400 with one fault.
     pub fn malformed(pointer: &str, code: &'static str, detail: impl Into<String>) -> Self {
         Self::Malformed(vec![FieldError::new(pointer, code, detail)])

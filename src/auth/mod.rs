@@ -170,7 +170,8 @@ impl Auth {
         let outcome = match &judged {
             Ok(_) => "accepted",
             Err(Error::Unauthorized { .. }) => "refused",
-            Err(_) => "unavailable",
+            Err(Error::Unavailable { .. }) => "unavailable",
+            Err(_) => "error",
         };
         counter!("auth_attempts_total", "method" => method, "outcome" => outcome).increment(1);
         judged

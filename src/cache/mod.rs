@@ -174,7 +174,8 @@ impl Cache {
 
     /// Forgets every entry of a space, in one step, however many there are.
     pub async fn remove_all(&self, space: &'static str) {
-        self.bury(entry::generation_of(space)).await;
+        let span = Key::new(space, "").span("remove all");
+        self.bury(entry::generation_of(space)).instrument(span).await;
     }
 
     /// The health check: whether entries are kept where they were meant to be.

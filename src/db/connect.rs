@@ -81,23 +81,27 @@ async fn sqlite_writer(
 async fn postgres(config: &DatabaseConfig) -> anyhow::Result<Db> {
     let primary = postgres_options(config, &config.url)?;
     reach(config, &config.url, &primary).await?;
-    let writer = pool_options(config).connect_lazy_with(primary.clone());
-    let probe = |options: &PgConnectOptions| {
-        let pool = pool_options(config).max_connections(1).min_connections(0);
-        Pool::new("probe", Engine::Postgres(pool.connect_lazy_with(options.clone())))
+    let pool = |name, options: &PgConnectOptions| {
+        let pool = pool_options(config).connect_lazy_with(options.clone());
+        Pool::new(name, Engine::Postgres(pool))
     };
+    let probe = |name, options: &PgConnectOptions| {
+        let pool = pool_options(config).max_connections(1).min_connections(0);
+        Pool::new(name, Engine::Postgres(pool.connect_lazy_with(options.clone())))
+    };
+    let writer = pool("writer", &primary);
     let (reader, replica_probe) = match &config.read_url {
         Some(url) => {
             let replica = postgres_options(config, url)?;
             reach(config, url, &replica).await?;
-            (pool_options(config).connect_lazy_with(replica.clone()), Some(probe(&replica)))
+            (pool("reader", &replica), Some(probe("replica probe", &replica)))
         }
         None => (writer.clone(), None),
     };
     Ok(Db {
-        writer: Pool::new("writer", Engine::Postgres(writer)),
-        reader: Pool::new("reader", Engine::Postgres(reader)),
-        probe: probe(&primary),
+        writer,
+        reader,
+        probe: probe("probe", &primary),
         replica_probe,
         config: Arc::new(config.clone()),
     })

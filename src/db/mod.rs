@@ -20,9 +20,10 @@ use sqlx::{PgConnection, Postgres, Sqlite, SqliteConnection, Transaction};
 use tracing::Instrument;
 
 pub use migrate::{Migration, State};
+use observed::observed_commit;
 pub use observed::{Observed, observed};
 pub use pool::{Pool, PoolStatus};
-pub use usage::{Usage, inherit_usage, timed, track_usage};
+pub use usage::{Usage, counted, inherit_usage, track_usage};
 
 use crate::config::DatabaseConfig;
 use crate::telemetry::panic;
@@ -56,7 +57,7 @@ pub struct Tx {
 #[macro_export]
 macro_rules! on {
     ($target:expr, |$conn:ident| $query:expr) => {
-        $crate::db::timed(async {
+        $crate::db::counted(async {
             match $target.connection().await? {
                 $crate::db::Engine::Sqlite(mut held) => {
                     let $conn = $crate::db::observed(&mut held);
@@ -121,7 +122,7 @@ impl Db {
     pub async fn begin(&self) -> sqlx::Result<Tx> {
         let limit = self.round_trip();
         let writer = self.writer.clone();
-        let begin = tokio::spawn(bounded(limit, async move {
+        let begin = async move {
             let begun = async {
                 Ok(match writer.engine() {
                     Engine::Sqlite(pool) => {
@@ -130,9 +131,10 @@ impl Db {
                     Engine::Postgres(pool) => Engine::Postgres(pool.begin().await?),
                 })
             };
-            Ok(Tx { engine: writer.waited_for(begun).await?, limit })
-        }));
-        timed(async { begin.await.map_err(|_| sqlx::Error::WorkerCrashed)? }).await
+            Ok(Tx { engine: writer.waited_for(bounded(limit, begun)).await?, limit })
+        };
+        let begin = tokio::spawn(begin.in_current_span());
+        counted(async { begin.await.map_err(|_| sqlx::Error::WorkerCrashed)? }).await
     }
 
     /// Asks the writer's server for a sign of life, on a connection kept for that, so that a busy
@@ -172,9 +174,11 @@ impl Db {
         }
     }
 
-    /// The writer's and the reader's fill.
-    pub fn pools(&self) -> [(&'static str, PoolStatus); 2] {
-        [("writer", self.writer.status()), ("reader", self.reader.status())]
+    /// How full each pool is. The reader is one of its own on SQLite, and where there is a replica.
+    pub fn pools(&self) -> impl Iterator<Item = (&'static str, PoolStatus)> {
+        let apart = self.reader.name() != self.writer.name();
+        let pools = [Some(&self.writer), Some(&self.reader).filter(|_| apart)];
+        pools.into_iter().flatten().map(|pool| (pool.name(), pool.status()))
     }
 
     /// Closes the pools, waiting no longer than `limit` for queries under way.
@@ -230,11 +234,11 @@ impl Tx {
         let task = async move {
             let commit = async {
                 match self.engine {
-                    Engine::Sqlite(tx) => tx.commit().await,
-                    Engine::Postgres(tx) => tx.commit().await,
+                    Engine::Sqlite(tx) => observed_commit::<Sqlite>(tx.commit()).await,
+                    Engine::Postgres(tx) => observed_commit::<Postgres>(tx.commit()).await,
                 }
             };
-            let committed = timed(bounded(self.limit, commit)).await;
+            let committed = counted(bounded(self.limit, commit)).await;
             let refused = matches!(committed, Err(sqlx::Error::Database(_)));
             if !refused && let Err(panicked) = panic::catch(after).await {
                 tracing::error!(%panicked, "what was to follow a commit did not");

@@ -129,7 +129,8 @@ struct Statement {
     system: &'static str,
     operation: &'static str,
     collection: String,
-    rows: u64,
+    returned: u64,
+    affected: u64,
     outcome: &'static str,
     span: Span,
 }
@@ -140,31 +141,37 @@ impl Statement {
         let arguments = Some(query.take_arguments());
         let sql = query.sql();
         let (operation, collection) = summary(sql.as_str());
+        let statement = Self::new::<DB>(operation, collection.to_owned());
+        (Query { sql, arguments, persistent }, statement)
+    }
+
+    fn new<DB: Database>(operation: &'static str, collection: String) -> Self {
         let system = if DB::NAME == "SQLite" { "sqlite" } else { "postgresql" };
         let span = child_span!(
             "sql",
-            otel.name = format_args!("{operation} {collection}"),
+            otel.name = format!("{operation} {collection}").trim_end(),
             otel.kind = "client",
             db.system.name = system,
             db.operation.name = operation,
             db.collection.name = collection,
             db.response.returned_rows = Empty,
+            db.affected_rows = Empty,
             error.type = Empty,
             otel.status_code = Empty,
         );
-        let collection = collection.to_owned();
         let (start, outcome) = (Instant::now(), "cancelled");
-        let statement = Self { start, system, operation, collection, rows: 0, outcome, span };
-        (Query { sql, arguments, persistent }, statement)
+        let (returned, affected) = (0, 0);
+        Self { start, system, operation, collection, returned, affected, outcome, span }
     }
 
     fn saw<R: Affected, T>(&mut self, step: &sqlx::Result<Either<R, T>>) {
         match step {
-            Ok(Either::Right(_)) => self.rows += 1,
+            Ok(Either::Right(_)) => self.returned += 1,
             Ok(Either::Left(result)) => {
                 self.outcome = "ok";
+                // Of a SELECT, SQLite tells what the statement before it changed.
                 if self.operation != "SELECT" {
-                    self.rows = self.rows.max(result.rows());
+                    self.affected += result.rows();
                 }
             }
             Err(_) => self.outcome = "error",
@@ -175,7 +182,7 @@ impl Statement {
         match row {
             Ok(row) => {
                 self.outcome = "ok";
-                self.rows = u64::from(row.is_some());
+                self.returned = u64::from(row.is_some());
             }
             Err(_) => self.outcome = "error",
         }
@@ -192,7 +199,8 @@ impl Drop for Statement {
             "outcome" => self.outcome
         )
         .record(self.start.elapsed());
-        self.span.record("db.response.returned_rows", self.rows);
+        self.span.record("db.response.returned_rows", self.returned);
+        self.span.record("db.affected_rows", self.affected);
         if self.outcome != "ok" {
             self.span.record("error.type", self.outcome);
             self.span.record("otel.status_code", "ERROR");
@@ -200,7 +208,17 @@ impl Drop for Statement {
     }
 }
 
-/// What a statement does, and the first table it names.
+/// Runs the end of a transaction, where a database waits for its disk.
+pub(super) async fn observed_commit<DB: Database>(
+    commit: impl Future<Output = sqlx::Result<()>>,
+) -> sqlx::Result<()> {
+    let mut statement = Statement::new::<DB>("COMMIT", String::new());
+    let committed = commit.await;
+    statement.outcome = if committed.is_ok() { "ok" } else { "error" };
+    committed
+}
+
+/// What a statement does, and the first table it names; no table where that is not plain to see.
 fn summary(sql: &str) -> (&'static str, &str) {
     const OPERATIONS: [&str; 5] = ["SELECT", "INSERT", "UPDATE", "DELETE", "WITH"];
     const BEFORE_TABLE: [&str; 3] = ["FROM", "INTO", "UPDATE"];
@@ -208,11 +226,17 @@ fn summary(sql: &str) -> (&'static str, &str) {
     let mut words = sql.split_whitespace();
     let first = words.clone().next().unwrap_or_default();
     let operation = OPERATIONS.into_iter().find(|known| is(first, known)).unwrap_or("OTHER");
-    let table = words
-        .find(|word| BEFORE_TABLE.iter().any(|known| is(word, known)))
-        .and_then(|_| words.next())
-        .map(|word| word.trim_matches(|c: char| !c.is_alphanumeric() && c != '_'));
-    (operation, table.unwrap_or_default())
+    let before = words.find(|word| BEFORE_TABLE.iter().any(|known| is(word, known)));
+    let table = before.and_then(|_| words.next()).unwrap_or_default();
+    (operation, name_in(table, before.is_some_and(|word| is(word, &"INTO"))))
+}
+
+/// The name that a word begins with. Before a bracket it is a function's, unless columns follow it.
+fn name_in(word: &str, before_columns: bool) -> &str {
+    let word = word.trim_start_matches('"');
+    let end = word.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == '.'));
+    let (name, rest) = word.split_at(end.unwrap_or(word.len()));
+    if rest.starts_with('(') && !before_columns { "" } else { name }
 }
 
 #[cfg(test)]
@@ -225,9 +249,13 @@ mod tests {
             ("SELECT id FROM plans WHERE id = $1", ("SELECT", "plans")),
             ("select count(*)\n  from \"plans\";", ("SELECT", "plans")),
             ("INSERT INTO plans (id) VALUES ($1)", ("INSERT", "plans")),
+            ("INSERT INTO plans(id) VALUES ($1)", ("INSERT", "plans")),
             ("UPDATE plans SET name = 'FROM x'", ("UPDATE", "plans")),
-            ("DELETE FROM api_keys", ("DELETE", "api_keys")),
+            ("DELETE FROM public.api_keys", ("DELETE", "public.api_keys")),
             ("WITH old AS (SELECT 1) DELETE FROM plans", ("WITH", "plans")),
+            ("SELECT * FROM (SELECT 1) AS one", ("SELECT", "")),
+            ("SELECT * FROM generate_series(1,7)", ("SELECT", "")),
+            ("SELECT * FROM 'a secret'", ("SELECT", "")),
             ("SELECT 1", ("SELECT", "")),
             ("PRAGMA optimize", ("OTHER", "")),
             ("", ("OTHER", "")),

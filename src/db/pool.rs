@@ -35,6 +35,10 @@ impl Pool {
         Self { name, engine }
     }
 
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
     pub(super) fn engine(&self) -> &Engine<SqlitePool, PgPool> {
         &self.engine
     }

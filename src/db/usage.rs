@@ -37,7 +37,7 @@ pub fn inherit_usage<F: Future>(work: F) -> impl Future<Output = F::Output> {
 }
 
 /// Runs one query and counts it. [`on!`](crate::on) calls it.
-pub async fn timed<T>(query: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+pub async fn counted<T>(query: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
     let start = Instant::now();
     let outcome = query.await;
     // Outside a request there is nobody to count for.

@@ -100,7 +100,7 @@ async fn report(
         phase: health.phase(),
         checks: health.outcomes(),
         database: db.engine(),
-        pools: db.pools().into(),
+        pools: db.pools().collect(),
         cache: cache.store(),
         gauges: health.gauges(),
         process: Process::now(health.uptime()),

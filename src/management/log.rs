@@ -1,6 +1,8 @@
 //! `/log`: what is logged, set while the process runs.
 
 use axum::extract::State;
+use axum::http::header::ORIGIN;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
 
 use crate::config::Environment;
@@ -10,8 +12,13 @@ use crate::telemetry;
 /// Sets the filter that is the body, such as `info,plinth=debug`, until the process ends.
 pub(super) async fn set(
     State(env): State<Environment>,
+    headers: HeaderMap,
     filter: String,
 ) -> Result<impl IntoResponse> {
+    // Browsers always send it with a PUT: no page is to get here, whatever name it goes by.
+    if headers.contains_key(ORIGIN) {
+        return Err(Error::Status(StatusCode::FORBIDDEN));
+    }
     let filter = filter.trim();
     let refuse = |why: String| Error::malformed("/", "INVALID_VALUE", why);
     if env == Environment::Production && crate::config::logs_the_wire(filter) {

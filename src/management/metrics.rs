@@ -16,6 +16,16 @@ const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub(super) async fn scrape(State(db): State<Db>, State(health): State<Health>) -> Result<Response> {
     look_at_pools(&db);
     look_at_health(&health);
+    render()
+}
+
+/// The same while the rest is being opened.
+pub(super) async fn scrape_early(State(health): State<Health>) -> Result<Response> {
+    look_at_health(&health);
+    render()
+}
+
+fn render() -> Result<Response> {
     let text = telemetry::metrics::render().ok_or(Error::NotFound("route"))?;
     Ok(([(CONTENT_TYPE, TEXT)], text).into_response())
 }

@@ -6,16 +6,26 @@ mod log;
 mod metrics;
 mod status;
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::routing::{get, put};
+use tower::ServiceBuilder;
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_http::timeout::RequestBodyDeadlineLayer;
 
 use crate::config::{Config, CorsConfig, Environment, ServerConfig};
+use crate::error::Error;
 use crate::health::{self, Health};
 use crate::middleware;
 use crate::state::AppState;
 
 /// Connections there can be at once: a scraper or two, and people.
 const MAX_CONNECTIONS: usize = 64;
+
+/// Longest a log filter may take to arrive, and most it may hold.
+const LOG_DEADLINE: Duration = Duration::from_secs(2);
+const LOG_LIMIT: usize = 4096;
 
 /// What is served where there is no listener for it.
 pub fn public_routes(config: &Config) -> Router<AppState> {
@@ -33,7 +43,7 @@ pub fn public_routes(config: &Config) -> Router<AppState> {
 pub fn router(state: AppState, config: &Config) -> Router {
     let routes = Router::from(health::routes::<AppState>().merge(health::report_routes()))
         .route("/metrics", get(metrics::scrape))
-        .route("/log", put(log::set))
+        .merge(log_route())
         .with_state(state)
         .merge(status::routes(config));
     wrap(routes, config)
@@ -41,11 +51,23 @@ pub fn router(state: AppState, config: &Config) -> Router {
 
 /// What that listener serves before there is more.
 pub fn starting(health: &Health, config: &Config) -> Router {
-    let probes = Router::from(health::routes()).with_state(health.clone());
-    wrap(probes.merge(status::routes(config)), config)
+    let known = Router::from(health::routes())
+        .route("/metrics", get(metrics::scrape_early))
+        .with_state(health.clone())
+        .merge(status::routes(config));
+    wrap(known.fallback(async || Error::starting()), config)
 }
 
-/// The listener's settings: no TLS, and no wait at the end.
+/// A body of its own size, in its own time: whoever sends slowly is not to keep the listener busy.
+fn log_route() -> Router<AppState> {
+    Router::new().route("/log", put(log::set)).layer(
+        ServiceBuilder::new()
+            .layer(RequestBodyDeadlineLayer::new(LOG_DEADLINE))
+            .layer(RequestBodyLimitLayer::new(LOG_LIMIT)),
+    )
+}
+
+/// The listener's settings: no TLS. It is not drained, it ends with the process.
 pub fn listener(config: &Config) -> Option<ServerConfig> {
     let bind = config.management.bind?;
     Some(ServerConfig {

@@ -5,52 +5,61 @@ use std::time::Duration;
 use tracing::Level;
 use url::form_urlencoded;
 
-use super::observe::Sight;
+use super::observe::{End, RequestRecord};
 use crate::auth::Principal;
 use crate::telemetry::is_secret_name;
-use crate::telemetry::sentry::ACCESS;
+use crate::telemetry::targets::ACCESS;
 use crate::telemetry::traffic::milliseconds;
 
 /// Writes it.
-pub(super) fn write(sight: &Sight, duration: Duration) {
+pub(super) fn write(record: &RequestRecord, duration: Duration) {
     /// An event's level must be known where it is compiled.
     macro_rules! write {
         ($level:expr) => {
             tracing::event!(
                 target: ACCESS,
-                parent: &sight.logged,
+                parent: &record.logged,
                 $level,
-                method = sight.method.as_str(),
-                route = sight.route(),
-                path = sight.uri.path(),
-                query = sight.uri.query().map(redacted),
-                status = sight.status(),
+                method = record.method.as_str(),
+                route = record.route(),
+                path = record.uri.path(),
+                query = record.uri.query().map(redacted),
+                status = record.status(),
                 duration_ms = milliseconds(duration),
-                bytes = sight.sent,
-                client_ip = %sight.client.address(),
-                principal = sight.principal.as_ref().map(Principal::id),
-                user_agent = sight.user_agent,
-                db_ms = milliseconds(sight.usage.time()),
-                db_queries = sight.usage.queries(),
-                error_id = sight.failure.as_ref().map(|failure| failure.id.to_string()),
-                error_code = sight.failure.as_ref().map(|failure| failure.error.code().into_owned()),
-                cause = sight.failure.as_ref().and_then(|failure| failure.error.causes()),
+                bytes = record.sent,
+                client_ip = %record.client.address(),
+                principal = record.principal.as_ref().map(Principal::id),
+                user_agent = record.user_agent,
+                db_ms = milliseconds(record.usage.time()),
+                db_queries = record.usage.queries(),
+                error_id = record.failure.as_ref().map(|failure| failure.id.to_string()),
+                error_code = record.failure.as_ref().map(|failure| failure.error.code().into_owned()),
+                cause = cause(record),
+                client_left = (record.end == End::Left).then_some(true),
                 "request"
             )
         };
     }
-    match level(sight) {
+    match level(record) {
         Level::ERROR => write!(Level::ERROR),
         Level::DEBUG => write!(Level::DEBUG),
         _ => write!(Level::INFO),
     }
 }
 
+fn cause(record: &RequestRecord) -> Option<String> {
+    match &record.end {
+        End::Failed(why) => Some(why.clone()),
+        End::Whole | End::Left => record.failure.as_ref()?.error.causes(),
+    }
+}
+
 /// What comes every few seconds from every side is not news when it went well.
-fn level(sight: &Sight) -> Level {
-    if sight.failure.as_ref().is_some_and(|failure| failure.error.is_fault()) {
+fn level(record: &RequestRecord) -> Level {
+    let fault = record.failure.as_ref().is_some_and(|failure| failure.error.is_fault());
+    if fault || matches!(record.end, End::Failed(_)) {
         Level::ERROR
-    } else if sight.is_routine() && (200..300).contains(&sight.status()) {
+    } else if record.is_routine() && (200..300).contains(&record.status()) {
         Level::DEBUG
     } else {
         Level::INFO

@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use chrono::Utc;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use metrics::{gauge, histogram};
+use metrics::{Label, SharedString, gauge, histogram};
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
@@ -25,10 +26,11 @@ use super::request_id::RequestId;
 use crate::auth::Principal;
 use crate::config::AcceptContext;
 use crate::db::{Usage, track_usage};
-use crate::error::Failure;
+use crate::error::{Failure, chain};
 use crate::telemetry::sentry::{self, Timing};
-use crate::telemetry::traces::{self, REQUEST, SERVER};
-use crate::telemetry::traffic::{self, Seen};
+use crate::telemetry::targets::{REQUEST, SERVER};
+use crate::telemetry::traces;
+use crate::telemetry::traffic::{self, RequestSummary};
 
 /// The status of a request whose client left before it had its answer (nginx's word for it).
 const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -49,16 +51,21 @@ pub(super) async fn observe(
     request: Request,
     next: Next,
 ) -> Response {
-    let mut sight = Sight::begin(&request, id, accept);
-    let work = track_usage(sight.usage.clone(), next.run(request));
-    let work = work.instrument(sight.traced.clone()).instrument(sight.logged.clone());
+    let mut record = RequestRecord::begin(&request, id, accept);
+    let received = record.received.clone();
+    let request = request.map(|body| match body.is_end_stream() {
+        true => body,
+        false => Body::new(ReceivedBody { body, received }),
+    });
+    let work = track_usage(record.usage.clone(), next.run(request));
+    let work = work.instrument(record.traced.clone()).instrument(record.logged.clone());
     let response = work.await;
-    sight.answered(&response);
-    response.map(|body| Body::new(Watched { body, sight }))
+    record.answered(&response);
+    response.map(|body| Body::new(ObservedBody { body, record }))
 }
 
 /// What is seen of one request; dropping it writes it.
-pub(super) struct Sight {
+pub(super) struct RequestRecord {
     pub id: RequestId,
     pub trace_id: Option<String>,
     /// Gives log lines the ids.
@@ -75,12 +82,24 @@ pub(super) struct Sight {
     pub usage: Arc<Usage>,
     status: Option<StatusCode>,
     pub failure: Option<Failure>,
-    body_size: Option<u64>,
-    /// Sent of the answer's body.
+    /// Bytes of the request's body that were read.
+    received: Arc<AtomicU64>,
+    /// Bytes of the answer's body that were sent.
     pub sent: u64,
+    pub end: End,
 }
 
-impl Sight {
+/// How an answer's body ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    Whole,
+    /// The client left first.
+    Left,
+    /// What makes the body failed.
+    Failed(String),
+}
+
+impl RequestRecord {
     fn begin(request: &Request, id: RequestId, accept: AcceptContext) -> Self {
         gauge!("http_server_active_requests").increment(1);
         let from_proxy = request.extensions().get::<FromProxy>().is_some();
@@ -119,8 +138,9 @@ impl Sight {
             usage: Arc::default(),
             status: None,
             failure: None,
-            body_size: request.body().size_hint().exact(),
+            received: Arc::default(),
             sent: 0,
+            end: End::Left,
         }
     }
 
@@ -160,34 +180,43 @@ impl Sight {
     }
 
     fn count(&self, duration: Duration) {
-        let labels = [
-            ("http_request_method", known_method(&self.method).to_owned()),
-            ("http_route", self.route.as_ref().map_or(UNMATCHED, MatchedPath::as_str).to_owned()),
-            ("http_response_status_code", self.status().to_string()),
+        let route = self.route.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
+        let shared = |text: &str| SharedString::from_shared(Arc::from(text));
+        let labels = vec![
+            Label::from_static_parts("http_request_method", known_method(&self.method)),
+            Label::new("http_route", shared(route)),
+            Label::new("http_response_status_code", shared(&self.status().to_string())),
         ];
-        histogram!("http_server_request_duration_seconds", &labels).record(duration);
-        if let Some(size) = self.body_size {
-            histogram!("http_server_request_body_size_bytes", &labels).record(size as f64);
+        histogram!("http_server_request_duration_seconds", labels.clone()).record(duration);
+        let received = self.received.load(Relaxed);
+        if received > 0 {
+            histogram!("http_server_request_body_size_bytes", labels.clone())
+                .record(received as f64);
         }
-        histogram!("http_server_response_body_size_bytes", &labels).record(self.sent as f64);
+        histogram!("http_server_response_body_size_bytes", labels).record(self.sent as f64);
         gauge!("http_server_active_requests").decrement(1);
     }
 
     fn end_span(&self) {
         let status = self.status();
         self.traced.record("http.response.status_code", status);
-        if status >= 500 {
+        let failure = self.failure.as_ref().filter(|_| status >= 500);
+        let error = match (&self.end, failure) {
+            (End::Failed(_), _) => Some("BODY_FAILED".into()),
+            (_, Some(failure)) => Some(failure.error.code()),
+            (_, None) => None,
+        };
+        if let Some(error) = error {
             self.traced.record("otel.status_code", "ERROR");
-            let code = self.failure.as_ref().map(|failure| failure.error.code());
-            self.traced.record("error.type", code.as_deref());
+            self.traced.record("error.type", &*error);
         }
         // The span ends when it was last left: now, not when the answer's head was ready.
         let _now = self.traced.enter();
     }
 
-    fn summary(&self, duration: Duration) -> Seen {
+    fn summary(&self, duration: Duration) -> RequestSummary {
         let failure = self.failure.as_ref();
-        Seen {
+        RequestSummary {
             at: Utc::now(),
             method: known_method(&self.method).to_owned(),
             route: self.route.as_ref().map_or(UNMATCHED, MatchedPath::as_str).to_owned(),
@@ -201,7 +230,7 @@ impl Sight {
     }
 }
 
-impl Drop for Sight {
+impl Drop for RequestRecord {
     fn drop(&mut self) {
         let duration = self.duration();
         self.count(duration);
@@ -215,7 +244,8 @@ impl Drop for Sight {
 }
 
 fn is_routine(route: &str) -> bool {
-    ROUTINE.iter().any(|routine| route.starts_with(routine))
+    let below = |rest: &str| rest.is_empty() || rest.starts_with('/');
+    ROUTINE.iter().any(|routine| route.strip_prefix(routine).is_some_and(below))
 }
 
 fn span_name(method: &Method, route: Option<&MatchedPath>) -> String {
@@ -252,19 +282,10 @@ fn protocol(version: Version) -> &'static str {
 }
 
 /// Methods are the clients' to make up, and a metric has a series for each.
-fn known_method(method: &Method) -> &str {
-    match *method {
-        Method::GET
-        | Method::HEAD
-        | Method::POST
-        | Method::PUT
-        | Method::PATCH
-        | Method::DELETE
-        | Method::OPTIONS
-        | Method::CONNECT
-        | Method::TRACE => method.as_str(),
-        _ => "_OTHER",
-    }
+fn known_method(method: &Method) -> &'static str {
+    const KNOWN: [&str; 9] =
+        ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"];
+    KNOWN.into_iter().find(|known| method.as_str() == *known).unwrap_or("_OTHER")
 }
 
 fn user_agent(headers: &HeaderMap) -> Option<String> {
@@ -272,13 +293,13 @@ fn user_agent(headers: &HeaderMap) -> Option<String> {
     Some(text.chars().take(MAX_USER_AGENT).collect())
 }
 
-/// The answer's body, counting what of it is sent.
-struct Watched {
+/// A request's body, counting what of it is read.
+struct ReceivedBody {
     body: Body,
-    sight: Sight,
+    received: Arc<AtomicU64>,
 }
 
-impl HttpBody for Watched {
+impl HttpBody for ReceivedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -287,10 +308,39 @@ impl HttpBody for Watched {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
-        if let Poll::Ready(Some(Ok(frame))) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            self.sight.sent += data.len() as u64;
+        self.received.fetch_add(data_in(&frame), Relaxed);
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer's body, counting what of it is sent.
+struct ObservedBody {
+    body: Body,
+    record: RequestRecord,
+}
+
+impl HttpBody for ObservedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        self.record.sent += data_in(&frame);
+        match &frame {
+            Poll::Ready(None) => self.record.end = End::Whole,
+            Poll::Ready(Some(Err(error))) => self.record.end = End::Failed(chain(error)),
+            _ => {}
         }
         frame
     }
@@ -301,5 +351,36 @@ impl HttpBody for Watched {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl Drop for ObservedBody {
+    fn drop(&mut self) {
+        // A body that says that it is over is not asked for more.
+        if self.record.end == End::Left && self.body.is_end_stream() {
+            self.record.end = End::Whole;
+        }
+    }
+}
+
+fn data_in(frame: &Poll<Option<Result<Frame<Bytes>, axum::Error>>>) -> u64 {
+    match frame {
+        Poll::Ready(Some(Ok(frame))) => frame.data_ref().map_or(0, |data| data.len() as u64),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_that_only_begins_like_a_routine_one_is_none() {
+        for route in ["/health", "/health/live", "/metrics", "/status/data", "/log"] {
+            assert!(is_routine(route), "{route}");
+        }
+        for route in ["", "/login", "/logs", "/statuses", "/api/v1/health", "/healthcare"] {
+            assert!(!is_routine(route), "{route}");
+        }
     }
 }

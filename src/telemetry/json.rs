@@ -1,10 +1,9 @@
 //! One flat JSON object a line: `timestamp`, `level`, `target`, `message`, then the fields of the
 //! event and of the spans around it. (tracing-subscriber's own JSON nests and repeats the spans'.)
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use chrono::{SecondsFormat, Utc};
-use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::span::Id;
 use tracing::{Event, Subscriber, dispatcher};
@@ -91,37 +90,93 @@ struct Visitor<'writer> {
 }
 
 impl Visitor<'_> {
-    fn write(&mut self, field: &Field, value: impl Into<Value>) {
+    /// A number or a boolean, which looks in JSON as it is printed.
+    fn write_plain(&mut self, field: &Field, value: impl fmt::Display) {
+        self.write(field, |writer| write!(writer, "{value}"));
+    }
+
+    fn write_text(&mut self, field: &Field, value: fmt::Arguments<'_>) {
+        self.write(field, |writer| {
+            writer.write_char('"')?;
+            Escaped(&mut *writer).write_fmt(value)?;
+            writer.write_char('"')
+        });
+    }
+
+    fn write(&mut self, field: &Field, value: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
         // Records of the `log` crate have the target `log`; of their origin, `log.target` is enough.
         let place = matches!(field.name(), "log.module_path" | "log.file" | "log.line");
         if self.outcome.is_ok() && !place {
-            self.outcome = write!(self.writer, r#","{}":{}"#, field.name(), value.into());
+            self.outcome = write!(self.writer, r#","{}":"#, field.name())
+                .and_then(|()| value(&mut self.writer));
         }
     }
 }
 
 impl Visit for Visitor<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.write(field, value);
+        // JSON has no infinities.
+        if value.is_finite() {
+            self.write_plain(field, value);
+        } else {
+            self.write_plain(field, "null");
+        }
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.write(field, value);
+        self.write_plain(field, value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.write(field, value);
+        self.write_plain(field, value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.write(field, value);
+        self.write_plain(field, value);
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.write(field, value);
+        self.write_text(field, format_args!("{value}"));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.write(field, format!("{value:?}"));
+        self.write_text(field, format_args!("{value:?}"));
+    }
+}
+
+/// Escapes what passes through it as a JSON string wants it (RFC 8259, section 7).
+struct Escaped<W>(W);
+
+impl<W: fmt::Write> fmt::Write for Escaped<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut rest = text;
+        while let Some(at) = rest.find(|c: char| c < ' ' || c == '"' || c == '\\') {
+            self.0.write_str(&rest[..at])?;
+            match rest.as_bytes()[at] {
+                quoted @ (b'"' | b'\\') => write!(self.0, "\\{}", char::from(quoted))?,
+                b'\n' => self.0.write_str("\\n")?,
+                b'\r' => self.0.write_str("\\r")?,
+                b'\t' => self.0.write_str("\\t")?,
+                control => write!(self.0, "\\u{control:04x}")?,
+            }
+            rest = &rest[at + 1..];
+        }
+        self.0.write_str(rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_comes_back_from_json_as_it_was() {
+        let every = (0..0x250).filter_map(char::from_u32).collect::<String>();
+        for text in ["", "plain", "\"", "a\\", "\n\n", "déjà 🦀", every.as_str()] {
+            let mut json = String::from("\"");
+            write!(Escaped(&mut json), "{text}").unwrap();
+            json.push('"');
+            assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+        }
     }
 }

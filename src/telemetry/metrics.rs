@@ -31,6 +31,10 @@ const FINE_SECONDS: [f64; 13] =
 const BYTES: [f64; 9] =
     [0.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 10_485_760.0];
 
+/// Counters of seconds, which the recorder can only count in whole ones: they are kept as gauges, and
+/// told for what they are.
+const FRACTIONS: [&str; 2] = ["process_cpu_seconds_total", "tokio_worker_busy_seconds_total"];
+
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
 
 enum Kind {
@@ -109,7 +113,7 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ("tokio_workers", Gauge, "Worker threads of the runtime."),
     ("tokio_alive_tasks", Gauge, "Tasks that have not ended."),
     ("tokio_global_queue_depth", Gauge, "Tasks that wait for any worker."),
-    ("tokio_worker_busy_seconds_total", Counter, "Time that workers were busy, all together."),
+    ("tokio_worker_busy_seconds_total", Gauge, "Time that workers were busy, all together."),
     ("build_info", Gauge, "1, labelled with what was built."),
     (DROPPED, Counter, "Log lines and spans that were dropped because nobody took them."),
 ];
@@ -122,7 +126,8 @@ pub fn install() -> anyhow::Result<()> {
     if RECORDER.get().is_some() {
         return Ok(());
     }
-    let mut builder = PrometheusBuilder::new();
+    // For histograms that are not listed. Without buckets they would be summaries, of one process.
+    let mut builder = PrometheusBuilder::new().set_buckets(&SECONDS)?;
     for (name, kind, _) in METRICS {
         if let Histogram(buckets) = kind {
             builder = builder.set_buckets_for_metric(Matcher::Full((*name).into()), buckets)?;
@@ -175,7 +180,11 @@ pub fn render() -> Option<String> {
     gauge!("tokio_global_queue_depth").set(runtime.global_queue_depth() as f64);
     let busy: Duration =
         (0..runtime.num_workers()).map(|worker| runtime.worker_total_busy_duration(worker)).sum();
-    counter!("tokio_worker_busy_seconds_total").absolute(busy.as_secs());
+    gauge!("tokio_worker_busy_seconds_total").set(busy);
     counter!(DROPPED, "signal" => "logs").absolute(super::log::dropped());
-    Some(recorder.render())
+    let text = recorder.render();
+    Some(FRACTIONS.iter().fold(text, |text, name| {
+        let type_of = |kind: &str| format!("# TYPE {name} {kind}\n");
+        text.replacen(&type_of("gauge"), &type_of("counter"), 1)
+    }))
 }

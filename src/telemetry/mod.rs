@@ -5,10 +5,12 @@ mod json;
 pub mod log;
 pub mod metrics;
 mod outbound;
+mod output;
 pub mod panic;
 mod release;
 mod scrub;
 pub mod sentry;
+pub mod targets;
 mod timed;
 pub mod traces;
 pub mod traffic;
@@ -18,7 +20,6 @@ use std::thread;
 use std::time::Duration;
 
 use opentelemetry_sdk::trace::SdkTracerProvider;
-use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -26,9 +27,9 @@ pub use outbound::send;
 pub use release::{COMMIT, VERSION};
 pub use scrub::is_secret_name;
 pub use timed::timed;
-pub use traces::TRACE;
 
 use crate::config::Config;
+use output::LastLines;
 
 /// Keeps telemetry going. Dropping it writes and sends what is still waiting, for a second and for
 /// two at most.
@@ -37,7 +38,7 @@ pub struct Telemetry {
     sentry: Option<::sentry::ClientInitGuard>,
     traces: Option<SdkTracerProvider>,
     /// Writes the last lines when it is dropped, after the rest of this.
-    _logs: WorkerGuard,
+    _logs: LastLines,
 }
 
 /// Longest the exit waits for what Sentry and the receiver of traces have not taken yet.

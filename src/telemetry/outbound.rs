@@ -7,6 +7,7 @@ use reqwest::{Client, Request, Response};
 use tracing::Instrument;
 use tracing::field::Empty;
 
+use super::targets::CALL;
 use super::traces::pass_on;
 use crate::child_span;
 
@@ -18,14 +19,13 @@ pub async fn send(client: &Client, mut request: Request) -> reqwest::Result<Resp
     let (method, url) = (request.method().clone(), request.url());
     let host = url.host_str().unwrap_or_default().to_owned();
     let span = child_span!(
+        target: CALL,
         "outbound",
         otel.name = method.as_str(),
         otel.kind = "client",
         http.request.method = method.as_str(),
         server.address = host,
         server.port = url.port_or_known_default(),
-        // Its query may hold a secret.
-        url.path = url.path(),
         http.response.status_code = Empty,
         error.type = Empty,
         otel.status_code = Empty,

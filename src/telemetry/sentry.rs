@@ -1,9 +1,10 @@
 //! Sentry: one event for each 5xx, panic and error in the background, none for a 4xx; and, by a
-//! sample rate, how long requests took. Secrets are taken out of all of it.
+//! sample rate, how long requests took. Secrets are taken out of events; times hold only what is ours
+//! to say.
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
@@ -14,27 +15,25 @@ use sentry::{
     ClientInitGuard, ClientOptions, Hub, Level, Transaction, TransactionContext, Transport,
     TransportFactory, TransportOptions,
 };
-use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
+use tracing::subscriber::Interest;
+use tracing::{Metadata, Subscriber};
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::{Targets, filter_fn};
+use tracing_subscriber::filter::{Targets, dynamic_filter_fn};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::scrub::Scrub;
-use super::traces::TRACE;
+use super::targets::{ACCESS, TRACE};
 use super::{COMMIT, VERSION};
 use crate::config::Config;
 use crate::error::Failure;
 
-/// The target of access log lines: Sentry takes a failed request from [`report`], which knows
-/// more, and lines with client addresses make no breadcrumbs.
-pub const ACCESS: &str = concat!(env!("CARGO_CRATE_NAME"), "::access");
-
 /// Longest one event may take to send.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Whether requests are timed at all. To time all and keep none would be reported as a loss.
-static TIMED: AtomicBool = AtomicBool::new(false);
+/// The part of the requests that is timed, as bits. It is drawn here and not by Sentry's client, to
+/// which a request that is not to be sent is as much work as one that is.
+static TIMED_PART: AtomicU32 = AtomicU32::new(0);
 
 /// What an event says of the request that failed.
 #[derive(Debug, Clone, Copy)]
@@ -61,14 +60,15 @@ pub(super) fn init(config: &Config) -> anyhow::Result<Option<ClientInitGuard>> {
         "unknown" => format!("{}@{VERSION}", env!("CARGO_PKG_NAME")),
         commit => format!("{}@{VERSION}+{commit}", env!("CARGO_PKG_NAME")),
     };
-    TIMED.store(config.sentry.traces_sample_rate > 0.0, Relaxed);
+    TIMED_PART.store(config.sentry.traces_sample_rate.to_bits(), Relaxed);
     let scrub = Scrub::new(config.secrets());
     Ok(Some(sentry::init(
         options
             .release(release)
             .environment(environment)
             .sample_rate(config.sentry.sample_rate)
-            .traces_sample_rate(config.sentry.traces_sample_rate)
+            // Of those that were drawn.
+            .traces_sample_rate(1.0)
             .before_send(move |event| scrubbed(&scrub, &event))
             .send_default_pii(false),
     )))
@@ -103,9 +103,19 @@ where
         .and_then(BreadcrumbLayer::new().with_filter(but_requests(LevelFilter::INFO)))
         .and_then((config.sentry.traces_sample_rate > 0.0).then(|| {
             // A request's own is [`Timing`], which knows the caller's trace.
-            SpanLayer::new()
-                .with_filter(filter_fn(|metadata| metadata.target() == TRACE && metadata.is_span()))
+            let ours = |metadata: &Metadata<'_>| metadata.target() == TRACE && metadata.is_span();
+            SpanLayer::new().with_filter(
+                dynamic_filter_fn(move |metadata, _| ours(metadata) && is_timed())
+                    .with_callsite_filter(move |metadata| {
+                        if ours(metadata) { Interest::sometimes() } else { Interest::never() }
+                    }),
+            )
         }))
+}
+
+/// Whether the request under way is one of those that are timed.
+fn is_timed() -> bool {
+    Hub::with_active(|hub| hub.configure_scope(|scope| scope.get_span())).is_some()
 }
 
 /// Sends a failed request.
@@ -139,7 +149,7 @@ pub fn report(failure: &Failure, request: Request<'_>) {
 
 /// The trace, for an event that no [`Timing`] gives one.
 fn trace_of(request: Request<'_>) -> Option<(String, Context)> {
-    let trace_id = request.trace_id?.parse().ok().filter(|_| !TIMED.load(Relaxed))?;
+    let trace_id = request.trace_id?.parse().ok().filter(|_| !is_timed())?;
     Some(("trace".into(), TraceContext { trace_id, ..TraceContext::default() }.into()))
 }
 
@@ -157,11 +167,15 @@ impl Timing {
     /// names, or else of that with `trace_id`.
     pub fn begin(name: &str, trusted: Option<&HeaderMap>, trace_id: Option<&str>) -> Self {
         const OPERATION: &str = "http.server";
-        let hub = Hub::current();
-        if !TIMED.load(Relaxed) {
+        let part = f32::from_bits(TIMED_PART.load(Relaxed));
+        if part == 0.0 {
             return Self(None);
         }
         let sent = trusted.and_then(|headers| headers.get("sentry-trace")?.to_str().ok());
+        // Whether a trace is kept is for whoever began it to say.
+        if sent.is_none() && fastrand::f32() >= part {
+            return Self(None);
+        }
         let ours = trace_id.and_then(|id| id.parse().ok()).unwrap_or_default();
         let context = match sent {
             Some(sent) => {
@@ -170,7 +184,7 @@ impl Timing {
             None => TransactionContext::new_with_trace_id(name, OPERATION, ours),
         };
         let transaction = sentry::start_transaction(context);
-        hub.configure_scope(|scope| scope.set_span(Some(transaction.clone().into())));
+        Hub::current().configure_scope(|scope| scope.set_span(Some(transaction.clone().into())));
         Self(Some(transaction))
     }
 

@@ -6,7 +6,7 @@ use metrics::histogram;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, info_span};
 
-use super::traces::TRACE;
+use super::targets::TRACE;
 
 /// Runs `work`, and says how long it took and how it ended: as a span named `operation`, and in
 /// `operation_duration_seconds{operation, outcome}`, where the outcome is `ok`, `error` or, for work

@@ -19,6 +19,7 @@ use opentelemetry_otlp::{Protocol, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, Span as SdkSpan, SpanData,
     SpanExporter, SpanProcessor,
@@ -29,16 +30,12 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{Targets, filter_fn};
 use tracing_subscriber::registry::LookupSpan;
+use uuid::Uuid;
 
 use super::metrics::DROPPED;
+use super::targets::{CALL, REQUEST, SERVER};
 use super::{COMMIT, VERSION};
 use crate::config::{Config, TraceSampler, TracesConfig};
-
-/// The target of spans that traces are made of. Logs do not carry them.
-pub const TRACE: &str = concat!(env!("CARGO_CRATE_NAME"), "::trace");
-
-/// The same of a request's own span, which is there even when nothing is sent: it has the trace id.
-pub const SERVER: &str = concat!(env!("CARGO_CRATE_NAME"), "::trace::server");
 
 /// Spans that wait to be sent at most; more are dropped.
 const QUEUE: usize = 4096;
@@ -47,17 +44,26 @@ const BATCH: usize = 512;
 /// Longest a span waits for others to be sent with.
 const DELAY: Duration = Duration::from_secs(2);
 
-/// A span of what is done for the current one; none where nothing is traced. The health checks' own
-/// queries, which nobody asked for, make no traces that way.
+/// A span of what is done for a request or another span; none where there is neither. The health
+/// checks' own queries, which nobody asked for, make no traces that way.
 #[macro_export]
 macro_rules! child_span {
-    ($name:literal, $($fields:tt)*) => {
-        if ::tracing::Span::current().is_none() {
-            ::tracing::Span::none()
+    (target: $target:expr, $($span:tt)*) => {
+        if $crate::telemetry::traces::is_under_way() {
+            ::tracing::info_span!(target: $target, $($span)*)
         } else {
-            ::tracing::info_span!(target: $crate::telemetry::TRACE, $name, $($fields)*)
+            ::tracing::Span::none()
         }
     };
+    ($($span:tt)*) => {
+        $crate::child_span!(target: $crate::telemetry::targets::TRACE, $($span)*)
+    };
+}
+
+/// Whether anything is traced here. A request that is not has the span for its log lines alone.
+#[doc(hidden)]
+pub fn is_under_way() -> bool {
+    Span::current().metadata().is_some_and(|current| current.target() != REQUEST)
 }
 
 /// What makes spans of this process, and the layer that takes them from `tracing`.
@@ -77,7 +83,7 @@ where
     let spans = match &config.traces.endpoint {
         // Ours, and those that handlers are given by `#[tracing::instrument]`.
         Some(_) => Targets::new().with_target(env!("CARGO_CRATE_NAME"), Level::INFO),
-        None => Targets::new().with_target(SERVER, Level::INFO),
+        None => Targets::new().with_target(SERVER, Level::INFO).with_target(CALL, Level::INFO),
     };
     let spans = spans.with_target(REQUEST, LevelFilter::OFF);
     // Events stay in the logs, which name the trace.
@@ -86,9 +92,6 @@ where
     });
     Ok((layer.with_filter(ours), provider))
 }
-
-/// The target of the span that gives log lines their request's ids.
-pub const REQUEST: &str = concat!(env!("CARGO_CRATE_NAME"), "::request");
 
 fn provider(config: &Config) -> anyhow::Result<SdkTracerProvider> {
     let traces = &config.traces;
@@ -136,8 +139,13 @@ fn resource(config: &Config) -> Resource {
     for (name, value) in ours {
         attributes.entry(name.into()).or_insert_with(|| value.into());
     }
+    let instance = || Uuid::now_v7().to_string();
+    attributes.entry("service.instance.id".into()).or_insert_with(instance);
     let attributes = attributes.into_iter().map(|(name, value)| KeyValue::new(name, value));
-    Resource::builder_empty().with_attributes(attributes).build()
+    Resource::builder_empty()
+        .with_detector(Box::new(TelemetryResourceDetector))
+        .with_attributes(attributes)
+        .build()
 }
 
 fn sampler(config: &TracesConfig) -> Sampler {

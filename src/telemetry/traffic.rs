@@ -24,7 +24,7 @@ static TRAFFIC: LazyLock<Mutex<Traffic>> = LazyLock::new(|| Mutex::new(Traffic::
 
 /// A request that was answered, or given up.
 #[derive(Debug, Clone, Serialize)]
-pub struct Seen {
+pub struct RequestSummary {
     pub at: DateTime<Utc>,
     pub method: String,
     /// The route's template.
@@ -58,17 +58,17 @@ pub struct Recent {
     /// Whole intervals, oldest first.
     pub samples: Vec<Sample>,
     /// Newest first.
-    pub recent_errors: Vec<Seen>,
+    pub recent_errors: Vec<RequestSummary>,
     /// Slowest first.
-    pub slowest: Vec<Seen>,
+    pub slowest: Vec<RequestSummary>,
 }
 
 struct Traffic {
     begun: Instant,
     current: Interval,
     samples: VecDeque<Sample>,
-    errors: VecDeque<Seen>,
-    slowest: Vec<(Instant, Seen)>,
+    errors: VecDeque<RequestSummary>,
+    slowest: Vec<(Instant, RequestSummary)>,
 }
 
 struct Interval {
@@ -78,7 +78,7 @@ struct Interval {
 }
 
 /// Counts a request. `describe` is called only for one that is to be shown.
-pub fn record(duration: Duration, status: u16, describe: impl FnOnce() -> Seen) {
+pub fn record(duration: Duration, status: u16, describe: impl FnOnce() -> RequestSummary) {
     lock().record(Instant::now(), duration, status, describe);
 }
 
@@ -107,7 +107,7 @@ impl Traffic {
         now: Instant,
         duration: Duration,
         status: u16,
-        describe: impl FnOnce() -> Seen,
+        describe: impl FnOnce() -> RequestSummary,
     ) {
         self.turn(now);
         let failed = status >= 500;
@@ -118,21 +118,21 @@ impl Traffic {
         if !failed && !slow {
             return;
         }
-        let seen = describe();
+        let summary = describe();
         if slow {
-            self.slowest.push((now, seen.clone()));
+            self.slowest.push((now, summary.clone()));
             self.slowest.sort_by(|a, b| b.1.duration_ms.total_cmp(&a.1.duration_ms));
             self.slowest.truncate(SLOWEST);
         }
         if failed {
             self.errors.truncate(ERRORS - 1);
-            self.errors.push_front(seen);
+            self.errors.push_front(summary);
         }
     }
 
     fn is_slow(&self, duration: Duration) -> bool {
         let fastest = self.slowest.last().filter(|_| self.slowest.len() >= SLOWEST);
-        fastest.is_none_or(|(_, seen)| milliseconds(duration) > seen.duration_ms)
+        fastest.is_none_or(|(_, kept)| milliseconds(duration) > kept.duration_ms)
     }
 
     fn recent(&mut self, now: Instant) -> Recent {
@@ -140,7 +140,7 @@ impl Traffic {
         Recent {
             samples: self.samples.iter().cloned().collect(),
             recent_errors: self.errors.iter().cloned().collect(),
-            slowest: self.slowest.iter().map(|(_, seen)| seen.clone()).collect(),
+            slowest: self.slowest.iter().map(|(_, kept)| kept.clone()).collect(),
         }
     }
 
@@ -151,6 +151,10 @@ impl Traffic {
             return;
         }
         let kept = ended.min(SAMPLES as u64);
+        if ended > kept {
+            // What it counted is older than all that is shown.
+            self.current = Interval::new();
+        }
         let last = self.begun + INTERVAL * u32::try_from(ended).unwrap_or(u32::MAX);
         let ago = now.saturating_duration_since(last);
         for back in (0..kept).rev() {
@@ -210,8 +214,8 @@ pub fn milliseconds(duration: Duration) -> f64 {
 mod tests {
     use super::*;
 
-    fn seen(status: u16, duration: Duration) -> Seen {
-        Seen {
+    fn summary(status: u16, duration: Duration) -> RequestSummary {
+        RequestSummary {
             at: Utc::now(),
             method: "GET".into(),
             route: "/".into(),
@@ -226,7 +230,7 @@ mod tests {
 
     fn record(traffic: &mut Traffic, now: Instant, ms: u64, status: u16) {
         let duration = Duration::from_millis(ms);
-        traffic.record(now, duration, status, || seen(status, duration));
+        traffic.record(now, duration, status, || summary(status, duration));
     }
 
     #[test]
@@ -260,6 +264,7 @@ mod tests {
         let ages = recent.samples[1].at - recent.samples[0].at;
         assert_eq!(ages.num_seconds(), 5);
 
+        record(&mut traffic, start + 3 * INTERVAL, 1, 200);
         let recent = traffic.recent(start + 1000 * INTERVAL);
         assert_eq!(recent.samples.len(), SAMPLES);
         assert!(recent.samples.iter().all(|sample| sample.requests == 0));
@@ -273,7 +278,8 @@ mod tests {
             record(&mut traffic, start, ms, 500);
         }
         let recent = traffic.recent(start);
-        let times = |seen: &[Seen]| seen.iter().map(|seen| seen.duration_ms).collect::<Vec<_>>();
+        let times =
+            |seen: &[RequestSummary]| seen.iter().map(|seen| seen.duration_ms).collect::<Vec<_>>();
         assert_eq!(
             times(&recent.recent_errors),
             (31..=50).rev().map(f64::from).collect::<Vec<_>>()
