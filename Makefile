@@ -19,7 +19,7 @@ test-observability: check-observability ## Test the status page in Chromium, and
 	cargo test --test observability
 
 bench: ## Measure what limits, authentication and telemetry cost (builds a release)
-	cargo bench
+	tests/support/services.sh run cargo bench
 
 check: ## Format, lints and docs, warnings being errors
 	cargo fmt --check

@@ -1,5 +1,5 @@
-//! What telemetry costs a plan read: throughput and latency with everything on, with everything on and
-//! nobody to take it, and with nothing at all. `make bench`.
+//! What telemetry costs a plan read: throughput and latency with everything on, with one trace in ten,
+//! with everything on and nobody to take it, and with nothing at all. `make bench`.
 //!
 //! Each way is a process of its own, since telemetry is a process's. One at a time is asked, in short
 //! rounds that take turns, and medians are compared: what else the machine does weighs on all alike.
@@ -17,7 +17,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::routing::post;
 use plinth::app;
-use plinth::config::{Config, Environment, LogFormat, Secret, SecretUrl};
+use plinth::config::{Config, Environment, LogFormat, Secret, SecretUrl, TraceSampler};
 use plinth::server::Shutdown;
 use plinth::telemetry;
 use serde_json::{Value, json};
@@ -28,18 +28,27 @@ const ROUNDS: usize = 31;
 const ROUND: Duration = Duration::from_millis(500);
 const CONNECTIONS: usize = 8;
 
-const WAYS: [&str; 3] = ["off", "on", "blackholed"];
+/// Logs, metrics, every trace, and one request in a hundred timed by Sentry; or parts of it.
+const WAYS: [&str; 4] = ["off", "on", "one in ten", "blackholed"];
 
 fn main() {
     let arguments: Vec<_> = std::env::args().collect();
     match &arguments[1..] {
-        [mode, way, sink] if mode == "serve" => serve(way, sink),
+        [mode, way, store, sink] if mode == "serve" => serve(way, store, sink),
         _ => measure(),
     }
 }
 
+const EMBEDDED: &str = "SQLite and memory";
+const SHARED: &str = "PostgreSQL and Redis";
+
+/// The servers that `make bench` brings.
+fn shared_stores() -> Option<(String, String)> {
+    Some((std::env::var("TEST_DATABASE_URL").ok()?, std::env::var("TEST_REDIS_URL").ok()?))
+}
+
 /// A process that serves until its standard input ends.
-fn serve(way: &str, sink: &str) {
+fn serve(way: &str, store: &str, sink: &str) {
     let folder = std::env::temp_dir().join(format!("plinth-bench-{}", std::process::id()));
     let mut config = Config::defaults(Environment::Test);
     config.server.port = 0;
@@ -47,12 +56,20 @@ fn serve(way: &str, sink: &str) {
     config.flood_guard.per_second = 1_000_000_000;
     config.flood_guard.burst = 1_000_000_000;
     config.database.url = SecretUrl::new(format!("sqlite://{}/plinth.db", folder.display()));
+    if let Some((database, redis)) = shared_stores().filter(|_| store != EMBEDDED) {
+        config.database.url = SecretUrl::new(database);
+        config.cache.redis_url = Some(SecretUrl::new(redis));
+    }
     config.cache.soft_ttl = Duration::from_secs(3600);
     config.cache.hard_ttl = Duration::from_secs(7200);
     config.log.format = LogFormat::Json;
     config.traces.endpoint = Some(SecretUrl::new(format!("http://{sink}")));
     config.sentry.dsn = Some(Secret::new(format!("http://key@{sink}/1")));
-    config.sentry.traces_sample_rate = 0.1;
+    config.sentry.traces_sample_rate = 0.01;
+    if way == "one in ten" {
+        config.traces.sampler = TraceSampler::ParentbasedTraceidratio;
+        config.traces.sampler_arg = 0.1;
+    }
     let telemetry = (way != "off").then(|| telemetry::init(&config).unwrap());
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -63,14 +80,13 @@ fn serve(way: &str, sink: &str) {
         tokio::task::spawn_blocking(end).await.unwrap().unwrap();
     });
     drop(telemetry);
-    std::fs::remove_dir_all(folder).unwrap();
+    let _ = std::fs::remove_dir_all(folder);
 }
 
 /// A way, up and serving a plan.
 struct Server {
     process: Child,
     _until_dropped: ChildStdin,
-    address: String,
     request: String,
     connections: Vec<TcpStream>,
     figures: Vec<Figures>,
@@ -94,10 +110,17 @@ async fn measure() {
     let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let muted = mute.local_addr().unwrap().to_string();
 
+    compare(EMBEDDED, &taken, &muted).await;
+    if shared_stores().is_some() {
+        compare(SHARED, &taken, &muted).await;
+    }
+}
+
+async fn compare(store: &str, taken: &str, muted: &str) {
     let mut servers = Vec::new();
     for way in WAYS {
-        let sink = if way == "blackholed" { &muted } else { &taken };
-        servers.push(Server::start(way, sink).await);
+        let sink = if way == "blackholed" { muted } else { taken };
+        servers.push(Server::start(way, store, sink).await);
     }
     for round in 0..=ROUNDS {
         for server in &mut servers {
@@ -108,9 +131,12 @@ async fn measure() {
             }
         }
     }
-    let [off, on, blackholed] = [0, 1, 2].map(|way| servers[way].median());
-    println!("a plan read, medians of {ROUNDS} rounds of {ROUND:?}, {CONNECTIONS} connections:");
-    for (way, figures) in WAYS.iter().zip([off, on, blackholed]) {
+    println!(
+        "a plan read, {store}; medians of {ROUNDS} rounds of {ROUND:?}, {CONNECTIONS} connections:"
+    );
+    let off = servers[0].median();
+    for (way, server) in WAYS.iter().zip(&servers) {
+        let figures = server.median();
         println!(
             "  {way:10} {:7.0} requests/s ({:.2}), p99 {:.2} ms ({:.2}), {:.1} µs CPU ({:.2})",
             figures.per_second,
@@ -121,13 +147,14 @@ async fn measure() {
             figures.cpu_us / off.cpu_us,
         );
     }
+    let (on, blackholed) = (servers[1].median(), servers[3].median());
     println!("  blackholed beside on: p99 {:.2}", blackholed.p99_ms / on.p99_ms);
 }
 
 impl Server {
-    async fn start(way: &str, sink: &str) -> Self {
+    async fn start(way: &str, store: &str, sink: &str) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["serve", way, sink])
+            .args(["serve", way, store, sink])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -146,7 +173,7 @@ impl Server {
             connections.push(TcpStream::connect(&address).await.unwrap());
         }
         let _until_dropped = process.stdin.take().unwrap();
-        Self { process, _until_dropped, address, request, connections, figures: Vec::new() }
+        Self { process, _until_dropped, request, connections, figures: Vec::new() }
     }
 
     async fn round(&mut self) -> Figures {
@@ -189,7 +216,6 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        println!("  ({} ends)", self.address);
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

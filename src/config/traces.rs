@@ -23,7 +23,7 @@ pub struct TracesConfig {
     pub sampler: TraceSampler,
     /// The part that a ratio sampler keeps, 0.0 to 1.0. Also `OTEL_TRACES_SAMPLER_ARG`.
     pub sampler_arg: f64,
-    /// Whose `traceparent` is gone on with.
+    /// Whose `traceparent` is continued.
     pub accept_context: AcceptContext,
 }
 

@@ -18,7 +18,7 @@ pub(super) fn write(record: &RequestRecord, duration: Duration) {
         ($level:expr) => {
             tracing::event!(
                 target: ACCESS,
-                parent: &record.logged,
+                parent: &record.span,
                 $level,
                 method = record.method.as_str(),
                 route = record.route(),

@@ -13,6 +13,7 @@ mod observe;
 mod panic;
 mod problem;
 mod request_id;
+mod request_metrics;
 mod security_headers;
 
 use std::sync::Arc;

@@ -16,13 +16,14 @@ use axum::middleware::Next;
 use axum::response::Response;
 use chrono::Utc;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use metrics::{Label, SharedString, gauge, histogram};
+use metrics::gauge;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
 use super::access_log;
 use super::client_ip::{ClientIp, FromProxy};
 use super::request_id::RequestId;
+use super::request_metrics;
 use crate::auth::Principal;
 use crate::config::AcceptContext;
 use crate::db::{Usage, track_usage};
@@ -58,8 +59,7 @@ pub(super) async fn observe(
         false => Body::new(ReceivedBody { body, received }),
     });
     let work = track_usage(record.usage.clone(), next.run(request));
-    let work = work.instrument(record.traced.clone()).instrument(record.logged.clone());
-    let response = work.await;
+    let response = work.instrument(record.span.clone()).await;
     record.answered(&response);
     response.map(|body| Body::new(ObservedBody { body, record }))
 }
@@ -68,9 +68,8 @@ pub(super) async fn observe(
 pub(super) struct RequestRecord {
     pub id: RequestId,
     pub trace_id: Option<String>,
-    /// Gives log lines the ids.
-    pub logged: Span,
-    traced: Span,
+    /// Gives log lines the ids, and is the root of what this process adds to the trace.
+    pub span: Span,
     timing: Timing,
     start: Instant,
     pub method: Method,
@@ -106,27 +105,23 @@ impl RequestRecord {
         let trusted = (from_proxy || accept == AcceptContext::All).then_some(request.headers());
         let route: Option<MatchedPath> = request.extensions().get().cloned();
         let name = span_name(request.method(), route.as_ref());
-        // At the highest level, so that every line inside carries the ids, whatever the filter.
-        let logged = tracing::error_span!(
-            target: REQUEST, "request", request_id = id.as_str(), trace_id = Empty
-        );
         let routine = route.as_ref().is_some_and(|route| is_routine(route.as_str()));
-        let (traced, timing, trace_id) = if routine {
-            (Span::none(), Timing::none(), None)
+        let (span, timing, trace_id) = if routine {
+            (routine_span(&id), Timing::none(), None)
         } else {
-            let traced = server_span(&logged, &name, request, route.as_ref());
+            let span = server_span(&id, &name, request, route.as_ref());
             if let Some(headers) = trusted {
-                traces::continue_from(&traced, headers);
+                traces::continue_from(&span, headers);
             }
-            let trace_id = traces::trace_id(&traced);
-            (traced, Timing::begin(&name, trusted, trace_id.as_deref()), trace_id)
+            let trace_id = traces::trace_id(&span);
+            span.record("trace_id", trace_id.as_deref());
+            let timing = Timing::begin(&name, trusted, trace_id.as_deref());
+            (span, timing, trace_id)
         };
-        logged.record("trace_id", trace_id.as_deref());
         Self {
             id,
             trace_id,
-            logged,
-            traced,
+            span,
             timing,
             start: Instant::now(),
             method: request.method().clone(),
@@ -181,25 +176,20 @@ impl RequestRecord {
 
     fn count(&self, duration: Duration) {
         let route = self.route.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
-        let shared = |text: &str| SharedString::from_shared(Arc::from(text));
-        let labels = vec![
-            Label::from_static_parts("http_request_method", known_method(&self.method)),
-            Label::new("http_route", shared(route)),
-            Label::new("http_response_status_code", shared(&self.status().to_string())),
-        ];
-        histogram!("http_server_request_duration_seconds", labels.clone()).record(duration);
-        let received = self.received.load(Relaxed);
-        if received > 0 {
-            histogram!("http_server_request_body_size_bytes", labels.clone())
-                .record(received as f64);
-        }
-        histogram!("http_server_response_body_size_bytes", labels).record(self.sent as f64);
+        request_metrics::of(route, known_method(&self.method), self.status(), |metrics| {
+            metrics.duration.record(duration);
+            let received = self.received.load(Relaxed);
+            if received > 0 {
+                metrics.received().record(received as f64);
+            }
+            metrics.sent.record(self.sent as f64);
+        });
         gauge!("http_server_active_requests").decrement(1);
     }
 
     fn end_span(&self) {
         let status = self.status();
-        self.traced.record("http.response.status_code", status);
+        self.span.record("http.response.status_code", status);
         let failure = self.failure.as_ref().filter(|_| status >= 500);
         let error = match (&self.end, failure) {
             (End::Failed(_), _) => Some("BODY_FAILED".into()),
@@ -207,11 +197,11 @@ impl RequestRecord {
             (_, None) => None,
         };
         if let Some(error) = error {
-            self.traced.record("otel.status_code", "ERROR");
-            self.traced.record("error.type", &*error);
+            self.span.record("otel.status_code", "ERROR");
+            self.span.record("error.type", &*error);
         }
         // The span ends when it was last left: now, not when the answer's head was ready.
-        let _now = self.traced.enter();
+        let _now = self.span.enter();
     }
 
     fn summary(&self, duration: Duration) -> RequestSummary {
@@ -255,12 +245,19 @@ fn span_name(method: &Method, route: Option<&MatchedPath>) -> String {
     }
 }
 
-/// As OpenTelemetry's semantic conventions for HTTP servers have it.
-fn server_span(parent: &Span, name: &str, request: &Request, route: Option<&MatchedPath>) -> Span {
-    tracing::info_span!(
+/// Of a request that makes no trace. At the highest level, as the other, so that every line inside
+/// carries the ids, whatever the filter.
+fn routine_span(id: &RequestId) -> Span {
+    tracing::error_span!(target: REQUEST, "request", request_id = id.as_str())
+}
+
+/// As OpenTelemetry's semantic conventions for HTTP servers have it. Log lines carry the ids alone.
+fn server_span(id: &RequestId, name: &str, request: &Request, route: Option<&MatchedPath>) -> Span {
+    tracing::error_span!(
         target: SERVER,
-        parent: parent,
-        "server",
+        "request",
+        request_id = id.as_str(),
+        trace_id = Empty,
         otel.name = name,
         otel.kind = "server",
         http.request.method = known_method(request.method()),

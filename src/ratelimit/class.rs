@@ -4,6 +4,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use metrics::{Counter, counter};
+
+use super::Verdict;
 use crate::config::{ClassConfig, KeyBy, OnStoreFailure, Policies, Policy, RateLimitConfig};
 
 pub(super) struct Class {
@@ -11,6 +14,14 @@ pub(super) struct Class {
     windows: Vec<Window>,
     pub(super) key: KeyBy,
     pub(super) on_store_failure: OnStoreFailure,
+    decisions: Decisions,
+}
+
+/// How often it was decided what.
+struct Decisions {
+    allowed: Counter,
+    refused: Counter,
+    uncounted: Counter,
 }
 
 /// A policy and what clients know it by, such as `default-minute`.
@@ -52,7 +63,18 @@ impl Class {
             windows: windows(name, limit),
             key: own.key.unwrap_or(key),
             on_store_failure,
+            decisions: Decisions::of(name),
         }
+    }
+
+    /// Counts a decision; none is that the request was let through uncounted.
+    pub(super) fn decided(&self, verdict: Option<&Verdict>) {
+        let decision = match verdict {
+            None => &self.decisions.uncounted,
+            Some(verdict) if verdict.allowed => &self.decisions.allowed,
+            Some(_) => &self.decisions.refused,
+        };
+        decision.increment(1);
     }
 
     pub(super) fn name(&self) -> &str {
@@ -67,6 +89,20 @@ impl Class {
         match overrides.and_then(|overrides| overrides.get(&self.name)) {
             Some(limit) => windows(&self.name, limit).into(),
             None => (&self.windows[..]).into(),
+        }
+    }
+}
+
+impl Decisions {
+    fn of(class: &str) -> Self {
+        let counter = |decision: &'static str| {
+            let class = class.to_owned();
+            counter!("rate_limit_decisions_total", "class" => class, "decision" => decision)
+        };
+        Self {
+            allowed: counter("allowed"),
+            refused: counter("refused"),
+            uncounted: counter("uncounted"),
         }
     }
 }

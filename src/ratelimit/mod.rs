@@ -17,8 +17,6 @@ mod verdict;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics::counter;
-
 pub use caller::Caller;
 pub use verdict::{HEADERS, Verdict, WindowState};
 
@@ -79,14 +77,7 @@ impl Limits {
     /// the class lets requests through meanwhile.
     pub async fn take(&self, class: &str, caller: &Caller<'_>) -> Option<Verdict> {
         let verdict = self.look(class, caller, Cost::OneRequest).await;
-        let decision = match &verdict {
-            None => "uncounted",
-            Some(verdict) if verdict.allowed => "allowed",
-            Some(_) => "refused",
-        };
-        let class = self.class(class).name().to_owned();
-        counter!("rate_limit_decisions_total", "class" => class, "decision" => decision)
-            .increment(1);
+        self.class(class).decided(verdict.as_ref());
         verdict
     }
 

@@ -41,7 +41,9 @@ where
         if metadata.fields().field("message").is_none() {
             writer.write_str(r#","message":"""#)?;
         }
-        JsonFields.format_fields(writer.by_ref(), event)?;
+        let mut visitor = Visitor { writer: writer.by_ref(), of: Of::Event, outcome: Ok(()) };
+        event.record(&mut visitor);
+        visitor.outcome?;
         let parent = match event.parent() {
             Some(parent) => Some(parent.clone()),
             None => context.current_span().id().cloned(),
@@ -70,7 +72,7 @@ fn write_fields_around(span: &Id, writer: &mut Writer<'_>) -> fmt::Result {
 
 impl<'writer> FormatFields<'writer> for JsonFields {
     fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
-        let mut visitor = Visitor { writer, outcome: Ok(()) };
+        let mut visitor = Visitor { writer, of: Of::Span, outcome: Ok(()) };
         fields.record(&mut visitor);
         visitor.outcome
     }
@@ -86,7 +88,19 @@ impl<'writer> FormatFields<'writer> for JsonFields {
 
 struct Visitor<'writer> {
     writer: Writer<'writer>,
+    of: Of,
     outcome: fmt::Result,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Event,
+    Span,
+}
+
+/// Whether a span has this field for traces: the semantic conventions' names have dots, ours none.
+pub(super) fn is_for_traces(name: &str) -> bool {
+    name.contains('.')
 }
 
 impl Visitor<'_> {
@@ -95,22 +109,39 @@ impl Visitor<'_> {
         self.write(field, |writer| write!(writer, "{value}"));
     }
 
-    fn write_text(&mut self, field: &Field, value: fmt::Arguments<'_>) {
-        self.write(field, |writer| {
-            writer.write_char('"')?;
-            Escaped(&mut *writer).write_fmt(value)?;
-            writer.write_char('"')
-        });
-    }
-
     fn write(&mut self, field: &Field, value: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
-        // Records of the `log` crate have the target `log`; of their origin, `log.target` is enough.
-        let place = matches!(field.name(), "log.module_path" | "log.file" | "log.line");
-        if self.outcome.is_ok() && !place {
-            self.outcome = write!(self.writer, r#","{}":"#, field.name())
-                .and_then(|()| value(&mut self.writer));
+        let name = field.name();
+        let left_out = match self.of {
+            // Records of the `log` crate have the target `log`; of their origin, `log.target` is enough.
+            Of::Event => matches!(name, "log.module_path" | "log.file" | "log.line"),
+            Of::Span => is_for_traces(name),
+        };
+        if self.outcome.is_ok() && !left_out {
+            self.outcome = write_member(&mut self.writer, name, value);
         }
     }
+}
+
+/// By pieces: the machinery of `write!` costs more than they do.
+fn write_member(
+    writer: &mut Writer<'_>,
+    name: &str,
+    value: impl FnOnce(&mut Writer<'_>) -> fmt::Result,
+) -> fmt::Result {
+    writer.write_str(",\"")?;
+    writer.write_str(name)?;
+    writer.write_str("\":")?;
+    value(writer)
+}
+
+/// A JSON string of what `text` writes.
+fn quoted(
+    writer: &mut Writer<'_>,
+    text: impl FnOnce(&mut Escaped<&mut Writer<'_>>) -> fmt::Result,
+) -> fmt::Result {
+    writer.write_char('"')?;
+    text(&mut Escaped(&mut *writer))?;
+    writer.write_char('"')
 }
 
 impl Visit for Visitor<'_> {
@@ -136,11 +167,11 @@ impl Visit for Visitor<'_> {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.write_text(field, format_args!("{value}"));
+        self.write(field, |writer| quoted(writer, |text| text.write_str(value)));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.write_text(field, format_args!("{value:?}"));
+        self.write(field, |writer| quoted(writer, |text| write!(text, "{value:?}")));
     }
 }
 

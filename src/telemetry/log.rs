@@ -1,18 +1,21 @@
 //! Logs: in which shape, and how much, which can be changed while the process runs.
 
+use std::fmt::{self, Debug};
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 
 use anyhow::Context;
 use tracing::Subscriber;
+use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::registry::LookupSpan;
-use tracing_subscriber::{Layer, Registry, fmt, reload};
+use tracing_subscriber::{Layer, Registry, reload};
 
-use super::json::{JsonFields, JsonLine};
+use super::json::{JsonFields, JsonLine, is_for_traces};
 use super::output::{LastLines, Output};
-use super::targets::{REQUEST, TRACE};
+use super::targets::{REQUEST, SERVER, TRACE};
 use crate::config::{LogConfig, LogFormat};
 
 static CONTROL: OnceLock<Control> = OnceLock::new();
@@ -35,24 +38,37 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     match format {
-        LogFormat::Json => fmt::layer()
+        LogFormat::Json => tracing_subscriber::fmt::layer()
             .with_writer(output)
             .fmt_fields(JsonFields)
             .event_format(JsonLine)
             .with_ansi(false)
             .boxed(),
-        LogFormat::Pretty => fmt::layer()
+        LogFormat::Pretty => tracing_subscriber::fmt::layer()
             .with_writer(output)
+            .fmt_fields(format::debug_fn(pretty_field))
             .compact()
             .with_ansi(std::io::stdout().is_terminal())
             .boxed(),
     }
 }
 
+/// A field for people, who have no use for those of traces.
+fn pretty_field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> fmt::Result {
+    match field.name() {
+        "message" => write!(writer, "{value:?}"),
+        name if is_for_traces(name) => Ok(()),
+        name => write!(writer, " {name}={value:?}"),
+    }
+}
+
 /// The ids are on every line, whatever is asked for; spans that traces are made of are on none.
 fn parse(filter: &str) -> anyhow::Result<Targets> {
     let targets: Targets = filter.parse().context("log.filter cannot be read")?;
-    Ok(targets.with_target(REQUEST, LevelFilter::ERROR).with_target(TRACE, LevelFilter::OFF))
+    Ok(targets
+        .with_target(REQUEST, LevelFilter::ERROR)
+        .with_target(TRACE, LevelFilter::OFF)
+        .with_target(SERVER, LevelFilter::ERROR))
 }
 
 /// What is logged from now on, until the process ends: levels by target, as `RUST_LOG` has them.

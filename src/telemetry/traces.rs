@@ -79,7 +79,9 @@ where
         .with_threads(false)
         .with_target(false)
         .with_level(false)
-        .with_tracked_inactivity(false);
+        .with_tracked_inactivity(false)
+        // Nobody asks OpenTelemetry for its current context; the current span has one.
+        .with_context_activation(false);
     let spans = match &config.traces.endpoint {
         // Ours, and those that handlers are given by `#[tracing::instrument]`.
         Some(_) => Targets::new().with_target(env!("CARGO_CRATE_NAME"), Level::INFO),

@@ -20,10 +20,6 @@ async fn service(port: u16) -> Service {
     service
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 async fn becomes(browser: &Browser, state: &str) {
     until(state, async || {
         browser.run("return document.documentElement.dataset.state").await == state
@@ -44,8 +40,8 @@ async fn keep(browser: &Browser, name: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_shows_what_there_is_and_says_when_there_is_nothing() {
-    let port = free_port();
-    let running = service(port).await;
+    let running = service(0).await;
+    let port = running.management.rsplit_once(':').unwrap().1.parse().unwrap();
     running.drop_plans().await;
     let failed: Value = running.get("/api/v1/plans").await.json().await.unwrap();
     let browser = Browser::open().await;

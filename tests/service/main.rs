@@ -6,6 +6,7 @@
 )]
 
 #[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "the rest of it is for the tests of telemetry")]
 mod support;
 
 mod auth;

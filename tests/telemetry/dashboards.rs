@@ -126,6 +126,7 @@ async fn every_metric_and_label_of_a_rule_or_a_dashboard_is_in_a_real_scrape() {
         }
     }
     assert!(names.len() > 20, "{names:?}");
-    assert!(missing.is_empty(), "not in a scrape: {missing:?}\n{}", metrics.0);
+    let hint = "is the name right, and does this test make the service count it?";
+    assert!(missing.is_empty(), "not in a scrape: {missing:?}; {hint}\n{}", metrics.0);
     println!("{} metrics are asked for", names.len());
 }

@@ -3,8 +3,12 @@
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
+use plinth::health::Health;
+use plinth::management;
+
 use crate::process::Folder;
-use crate::service::Service;
+use crate::service::{Metrics, Service};
+use crate::support::{Served, config};
 
 async fn status(url: &str) -> u16 {
     reqwest::get(url).await.unwrap().status().as_u16()
@@ -83,6 +87,34 @@ async fn the_log_level_is_set_while_it_runs() {
     assert!(!logged("/health/live") && !logged("/api/v1/plans"), "{lines:#?}");
     let told = lines.iter().filter(|line| line.contains("the log filter is being set")).count();
     assert_eq!(told, 2, "{lines:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_level_is_not_for_pages_nor_for_large_bodies() {
+    let service = Service::start([]).await;
+    let put = || service.client.request(Method::PUT, format!("{}/log", service.management));
+    let page = put().header("origin", &service.management).body("off");
+    assert_eq!(page.send().await.unwrap().status(), StatusCode::FORBIDDEN);
+    let large = put().body("x".repeat(5000));
+    assert_eq!(large.send().await.unwrap().status(), StatusCode::PAYLOAD_TOO_LARGE);
+    service.get("/api/v1/plans").await;
+    let lines = service.stop().await.out;
+    assert!(lines.iter().any(|line| line.contains("/api/v1/plans")), "{lines:#?}");
+}
+
+/// Whoever watches a start must not take it for an absence.
+#[tokio::test(flavor = "multi_thread")]
+async fn there_are_metrics_before_there_is_a_service() {
+    plinth::telemetry::metrics::install().unwrap();
+    let config = config("sqlite://never-opened");
+    let health = Health::starting(&config.health);
+    let served = Served::start(management::starting(&health, &config), &config);
+    let get = async |path: &str| reqwest::get(format!("{}{path}", served.url)).await.unwrap();
+    let metrics = Metrics(get("/metrics").await.text().await.unwrap());
+    assert_eq!(metrics.sum("service_ready", &[]), 0.0);
+    assert!(metrics.0.contains("\nservice_ready 0"), "{}", metrics.0);
+    assert_eq!(get("/status").await.status(), StatusCode::OK);
+    assert_eq!(get("/health").await.status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[tokio::test(flavor = "multi_thread")]

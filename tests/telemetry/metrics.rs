@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use futures_util::StreamExt;
 use reqwest::Method;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::service::{Metrics, Service};
 use crate::support::until;
@@ -92,7 +93,7 @@ async fn a_request_is_counted_by_method_route_and_status_with_what_it_did() {
     }
 }
 
-/// A statement that fails, an operation that fails, a client that leaves.
+/// A statement that fails, and the operation that it is a part of.
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_are_counted_as_such() {
     let service = Service::start([]).await;
@@ -111,6 +112,44 @@ async fn failures_are_counted_as_such() {
     for id in ["error_id", "request_id", "trace_id"] {
         assert!(failed[id].as_str().is_some_and(|id| id.len() >= 32), "{failed}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_is_counted_and_is_in_flight_no_longer() {
+    let service = Service::start([]).await;
+    let address = service.url.strip_prefix("http://").unwrap().to_owned();
+    let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = "POST /api/v1/plans HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                content-length: 100\r\n\r\n{";
+    client.write_all(head.as_bytes()).await.unwrap();
+    // The scrape itself is one of them.
+    let in_flight = async || service.metrics().await.sum("http_server_active_requests", &[]);
+    until("the request is in flight", async || in_flight().await == 2.0).await;
+    drop(client);
+    until("it is not any more", async || in_flight().await == 1.0).await;
+    let metrics = service.metrics().await;
+    let left = ["http_route=\"/api/v1/plans\"", "http_response_status_code=\"499\""];
+    assert_eq!(metrics.sum("http_server_request_duration_seconds_count", &left), 1.0);
+    assert_eq!(metrics.sum("http_server_request_body_size_bytes_sum", &left), 1.0, "what came");
+    let lines = service.stop().await.out;
+    let line = lines.iter().find(|line| line.contains("\"status\":499")).unwrap();
+    assert!(line.contains("\"client_left\":true"), "{line}");
+}
+
+/// As the wait for it says of itself, a claim is not a body.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_only_announced_is_not_counted() {
+    let service = Service::start([]).await;
+    let address = service.url.strip_prefix("http://").unwrap().to_owned();
+    let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = "POST /api/v1/plans HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                content-length: 9000000000000000000\r\n\r\n";
+    client.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+    let metrics = service.metrics().await;
+    assert_eq!(metrics.sum("http_server_request_body_size_bytes_count", &["\"413\""]), 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

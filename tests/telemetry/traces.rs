@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::collector::Collector;
 use crate::process::PATIENCE;
+use crate::sentry_server::Sentry;
 use crate::service::Service;
 use crate::support::issuer::{Issuer, Signer};
 use crate::support::until;
@@ -104,6 +105,30 @@ async fn one_trace_goes_from_the_client_through_server_outbound_call_cache_and_s
     let id = plan.rsplit_once('/').unwrap().1;
     for value in [id, "a-plan-that-no-span-names"] {
         assert!(!collector.holds(value), "{value}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_called_is_told_of_the_trace_even_when_no_trace_is_sent() {
+    let sentry = Sentry::start().await;
+    for rate in ["0.0", "1.0"] {
+        let (old, new) = (Signer::ec("old"), Signer::ec("new"));
+        let issuer = Issuer::start(&[&old]);
+        let service = Service::start([
+            ("SENTRY_DSN", sentry.dsn.as_str()),
+            ("APP_SENTRY__TRACES_SAMPLE_RATE", rate),
+            ("APP_TRACES__ACCEPT_CONTEXT", "all"),
+            ("APP_AUTH__JWT__ISSUER", "https://issuer.test"),
+            ("APP_AUTH__JWT__AUDIENCE", "plinth"),
+            ("APP_AUTH__JWT__JWKS", &issuer.jwks),
+            ("APP_AUTH__JWT__COOLDOWN", "1ms"),
+        ])
+        .await;
+        issuer.publish(&[&old, &new]);
+        let request = service.request(Method::GET, "/api/v1/plans").bearer_auth(token(&new));
+        let answer = request.header("traceparent", context()).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert!(issuer.traceparent().contains(TRACE), "{rate}: {}", issuer.traceparent());
     }
 }
 
