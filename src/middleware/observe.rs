@@ -11,7 +11,7 @@ use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::USER_AGENT;
-use axum::http::{HeaderMap, Method, StatusCode, Uri, Version};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::Response;
 use chrono::Utc;
@@ -263,19 +263,9 @@ fn server_span(id: &RequestId, name: &str, request: &Request, route: Option<&Mat
         http.request.method = known_method(request.method()),
         http.route = route.map(MatchedPath::as_str),
         http.response.status_code = Empty,
-        client.address = %ClientIp::of(request).address(),
-        network.protocol.version = protocol(request.version()),
         error.type = Empty,
         otel.status_code = Empty,
     )
-}
-
-fn protocol(version: Version) -> &'static str {
-    match version {
-        Version::HTTP_2 => "2",
-        Version::HTTP_10 => "1.0",
-        _ => "1.1",
-    }
 }
 
 /// Methods are the clients' to make up, and a metric has a series for each.

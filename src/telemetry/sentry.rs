@@ -106,6 +106,7 @@ where
             let ours = |metadata: &Metadata<'_>| metadata.target() == TRACE && metadata.is_span();
             SpanLayer::new().with_filter(
                 dynamic_filter_fn(move |metadata, _| ours(metadata) && is_timed())
+                    .with_max_level_hint(LevelFilter::INFO)
                     .with_callsite_filter(move |metadata| {
                         if ours(metadata) { Interest::sometimes() } else { Interest::never() }
                     }),

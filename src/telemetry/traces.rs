@@ -92,6 +92,8 @@ where
     let ours = filter_fn(move |metadata| {
         metadata.is_span() && spans.would_enable(metadata.target(), metadata.level())
     });
+    // Without a level, every `trace!` of every crate would come as far as here to be refused.
+    let ours = ours.with_max_level_hint(Level::INFO);
     Ok((layer.with_filter(ours), provider))
 }
 

@@ -58,10 +58,15 @@ impl Service {
 
     /// Makes every request for plans fail, unless it is cached.
     pub async fn drop_plans(&self) {
-        let url = format!("sqlite://{}/data/plinth.db", self.folder.path().display());
-        let mut connection = SqliteConnection::connect(&url).await.unwrap();
+        let mut connection = self.database().await;
         sqlx::query("DROP TABLE plans").execute(&mut connection).await.unwrap();
         connection.close().await.unwrap();
+    }
+
+    /// A connection to its database, past it.
+    pub async fn database(&self) -> SqliteConnection {
+        let url = format!("sqlite://{}/data/plinth.db", self.folder.path().display());
+        SqliteConnection::connect(&url).await.unwrap()
     }
 
     /// From the listener for operators.

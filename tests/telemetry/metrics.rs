@@ -114,29 +114,37 @@ async fn failures_are_counted_as_such() {
     }
 }
 
+/// It waits for the database, which somebody else has locked.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_is_counted_and_is_in_flight_no_longer() {
-    let service = Service::start([]).await;
+    let service = Service::start([("APP_DATABASE__LOCK_TIMEOUT", "60s")]).await;
+    let mut locked = service.database().await;
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut locked).await.unwrap();
     let address = service.url.strip_prefix("http://").unwrap().to_owned();
     let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
-    let head = "POST /api/v1/plans HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
-                content-length: 100\r\n\r\n{";
-    client.write_all(head.as_bytes()).await.unwrap();
+    let plan = r#"{"name":"A plan","start_date":"2027-03-01","end_date":"2027-05-31"}"#;
+    let head = "POST /api/v1/plans HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let request = format!("{head}content-length: {}\r\n\r\n{plan}", plan.len());
+    client.write_all(request.as_bytes()).await.unwrap();
     // The scrape itself is one of them.
     let in_flight = async || service.metrics().await.sum("http_server_active_requests", &[]);
     until("the request is in flight", async || in_flight().await == 2.0).await;
     drop(client);
     until("it is not any more", async || in_flight().await == 1.0).await;
+
     let metrics = service.metrics().await;
     let left = ["http_route=\"/api/v1/plans\"", "http_response_status_code=\"499\""];
     assert_eq!(metrics.sum("http_server_request_duration_seconds_count", &left), 1.0);
-    assert_eq!(metrics.sum("http_server_request_body_size_bytes_sum", &left), 1.0, "what came");
+    let received = metrics.sum("http_server_request_body_size_bytes_sum", &left);
+    assert_eq!(received, plan.len() as f64);
+    let statement = "db_client_operation_duration_seconds_count";
+    assert_eq!(metrics.sum(statement, &["\"INSERT\"", "outcome=\"cancelled\""]), 1.0);
+    sqlx::query("ROLLBACK").execute(&mut locked).await.unwrap();
     let lines = service.stop().await.out;
     let line = lines.iter().find(|line| line.contains("\"status\":499")).unwrap();
     assert!(line.contains("\"client_left\":true"), "{line}");
 }
 
-/// As the wait for it says of itself, a claim is not a body.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_is_only_announced_is_not_counted() {
     let service = Service::start([]).await;
