@@ -12,7 +12,7 @@ use super::secret::REDACTED;
 use super::{Config, Environment};
 
 /// Names the ecosystem already uses, and the key each stands for.
-const ALIASES: [(&str, &str); 12] = [
+const ALIASES: [(&str, &str); 13] = [
     ("PORT", "server.port"),
     ("DATABASE_URL", "database.url"),
     ("DATABASE_READ_URL", "database.read_url"),
@@ -21,6 +21,7 @@ const ALIASES: [(&str, &str); 12] = [
     ("RUST_LOG", "log.filter"),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "traces.endpoint"),
     ("OTEL_EXPORTER_OTLP_HEADERS", "traces.headers"),
+    ("OTEL_EXPORTER_OTLP_TIMEOUT", "traces.timeout_ms"),
     ("OTEL_SERVICE_NAME", "traces.service_name"),
     ("OTEL_RESOURCE_ATTRIBUTES", "traces.resource_attributes"),
     ("OTEL_TRACES_SAMPLER", "traces.sampler"),

@@ -38,7 +38,7 @@ pub use fault::{Fault, Faults};
 pub use flood_guard::FloodGuardConfig;
 pub use health::HealthConfig;
 pub use load::{Loaded, Sources, load};
-pub use log::{LogConfig, LogFormat};
+pub use log::{LogConfig, LogFormat, log_targets};
 pub use management::ManagementConfig;
 pub use policy::{Policies, Policy};
 pub use production::{Finding, Grade, logs_the_wire, production_findings};

@@ -15,6 +15,8 @@ pub struct TracesConfig {
     pub endpoint: Option<SecretUrl>,
     /// Headers for the receiver, `name=value,…`. Also `OTEL_EXPORTER_OTLP_HEADERS`.
     pub headers: Option<Secret>,
+    /// Longest one delivery may take, in milliseconds. Also `OTEL_EXPORTER_OTLP_TIMEOUT`.
+    pub timeout_ms: u64,
     /// The service's name in traces; unset takes the package's. Also `OTEL_SERVICE_NAME`.
     pub service_name: Option<String>,
     /// More about this process, `name=value,…`. Also `OTEL_RESOURCE_ATTRIBUTES`.
@@ -53,6 +55,7 @@ impl Default for TracesConfig {
         Self {
             endpoint: None,
             headers: None,
+            timeout_ms: 10_000,
             service_name: None,
             resource_attributes: None,
             sampler: TraceSampler::ParentbasedAlwaysOn,

@@ -1,14 +1,16 @@
 //! The rules that hold in every environment. Production's own are in `production`.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use axum::http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
-use tracing_subscriber::filter::Targets;
 use url::Url;
 
+use super::log::log_targets;
 use super::traces::pairs;
 use super::{
     AuthConfig, CacheConfig, Config, CorsConfig, DatabaseConfig, Fault, FloodGuardConfig,
@@ -320,7 +322,7 @@ fn check_flood_guard(flood_guard: &FloodGuardConfig) -> Vec<Check> {
 }
 
 fn check_log(log: &LogConfig) -> Vec<Check> {
-    let error = log.filter.parse::<Targets>().err().map(|error| {
+    let error = log_targets(&log.filter).err().map(|error| {
         let problem = format!("`{}` is not a filter: {error}", log.filter);
         check(true, "log.filter", problem, "write levels by target: `info,plinth=debug`")
     });
@@ -341,17 +343,26 @@ fn check_management(management: &ManagementConfig, server: &ServerConfig) -> Vec
 fn check_traces(traces: &TracesConfig) -> Vec<Check> {
     let unreadable = |text: Option<&str>| text.is_some_and(|text| pairs(text).is_none());
     let endpoint = traces.endpoint.as_ref().map(SecretUrl::expose);
-    let is_http =
-        |url: &str| Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+    let is_base = |url: &str| {
+        is_public_url(url)
+            && Url::parse(url).is_ok_and(|url| url.query().is_none() && url.fragment().is_none())
+    };
+    let are_headers = |headers: &BTreeMap<String, String>| {
+        headers.iter().all(|(name, value)| {
+            HeaderName::try_from(name).is_ok() && HeaderValue::try_from(value).is_ok()
+        })
+    };
     vec![
         check(
-            endpoint.is_some_and(|url| !is_http(url)),
+            endpoint.is_some_and(|url| !is_base(url)),
             "traces.endpoint",
-            "it is not an http or https URL",
-            "set OTEL_EXPORTER_OTLP_ENDPOINT to the receiver's, such as `http://collector:4318`",
+            "it is not an http or https URL, or there is a user, a password or a query in it",
+            "set it to the receiver's base, such as `http://collector:4318`; credentials go into \
+             OTEL_EXPORTER_OTLP_HEADERS",
         ),
         check(
-            unreadable(traces.headers.as_ref().map(Secret::expose)),
+            unreadable(traces.headers.as_ref().map(Secret::expose))
+                || !are_headers(&traces.header_pairs()),
             "traces.headers",
             "it is not a list of headers",
             "write `name=value,name=value`, with blanks and commas in values percent-encoded",

@@ -23,6 +23,10 @@ use crate::state::AppState;
 /// Connections there can be at once: a scraper or two, and people.
 const MAX_CONNECTIONS: usize = 64;
 
+/// Longest a connection may stay open with no request: a few that nobody uses must not keep a scraper
+/// out.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Longest a log filter may take to arrive, and most it may hold.
 const LOG_DEADLINE: Duration = Duration::from_secs(2);
 const LOG_LIMIT: usize = 4096;
@@ -74,6 +78,8 @@ pub fn listener(config: &Config) -> Option<ServerConfig> {
         bind: bind.ip(),
         port: bind.port(),
         max_connections: MAX_CONNECTIONS,
+        header_timeout: PATIENCE,
+        idle_timeout: PATIENCE,
         tls_cert: None,
         tls_key: None,
         ..config.server.clone()

@@ -11,6 +11,10 @@ use crate::telemetry::is_secret_name;
 use crate::telemetry::targets::ACCESS;
 use crate::telemetry::traffic::milliseconds;
 
+/// As much of each as is of use. What is longer is an attack, on the log among other things.
+const MAX_METHOD: usize = 32;
+const MAX_PART: usize = 2048;
+
 /// Writes it.
 pub(super) fn write(record: &RequestRecord, duration: Duration) {
     /// An event's level must be known where it is compiled.
@@ -20,10 +24,10 @@ pub(super) fn write(record: &RequestRecord, duration: Duration) {
                 target: ACCESS,
                 parent: &record.span,
                 $level,
-                method = record.method.as_str(),
+                method = clipped(record.method.as_str(), MAX_METHOD),
                 route = record.route(),
-                path = record.uri.path(),
-                query = record.uri.query().map(redacted),
+                path = clipped(record.uri.path(), MAX_PART),
+                query = record.uri.query().map(|query| redacted(clipped(query, MAX_PART))),
                 status = record.status(),
                 duration_ms = milliseconds(duration),
                 bytes = record.sent,
@@ -66,13 +70,17 @@ fn level(record: &RequestRecord) -> Level {
     }
 }
 
+fn clipped(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
+}
+
 /// A query with the values of secret-looking names taken out.
 fn redacted(query: &str) -> String {
     let secret = |name: &str| {
         // Decoded, or `%6bey` would pass for something else than `key`.
         form_urlencoded::parse(name.as_bytes()).any(|(name, _)| is_secret_name(&name))
     };
-    let parts = query.split('&').map(|pair| match pair.split_once('=') {
+    let parts = query.split(['&', ';']).map(|pair| match pair.split_once('=') {
         Some((name, _)) if secret(name) => format!("{name}=[redacted]"),
         _ => pair.to_owned(),
     });
@@ -86,7 +94,7 @@ mod tests {
     #[test]
     fn secret_looking_query_values_are_not_logged() {
         assert_eq!(
-            redacted("a=1&Api_Key=k&access_token=t&b&%6bey=k"),
+            redacted("a=1&Api_Key=k;access_token=t&b&%6bey=k"),
             "a=1&Api_Key=[redacted]&access_token=[redacted]&b&%6bey=[redacted]"
         );
     }

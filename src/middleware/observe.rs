@@ -190,6 +190,9 @@ impl RequestRecord {
     fn end_span(&self) {
         let status = self.status();
         self.span.record("http.response.status_code", status);
+        if let Some(failure) = &self.failure {
+            self.span.record("error.id", failure.id.to_string());
+        }
         let failure = self.failure.as_ref().filter(|_| status >= 500);
         let error = match (&self.end, failure) {
             (End::Failed(_), _) => Some("BODY_FAILED".into()),
@@ -264,6 +267,8 @@ fn server_span(id: &RequestId, name: &str, request: &Request, route: Option<&Mat
         http.route = route.map(MatchedPath::as_str),
         http.response.status_code = Empty,
         error.type = Empty,
+        // With a dot: log lines have it as a field of their own.
+        error.id = Empty,
         otel.status_code = Empty,
     )
 }

@@ -107,11 +107,12 @@ impl Handler {
         let held = (slot, self.open.token(), Counted::new(self.name));
         let session = Session { app, peer, activity: activity.clone(), leave: leave.clone(), held };
         tokio::spawn(async move {
+            let idle = || timed_out(handler.name, Expired::Idle).increment(1);
             tokio::select! {
                 result = session.serve(&handler, stream) => if let Err(error) = result {
                     tracing::debug!(%peer, error, "connection failed");
                 },
-                reason = activity.expired(handler.limits, &leave) => {
+                reason = activity.expired(handler.limits, &leave, idle) => {
                     timed_out(handler.name, reason).increment(1);
                     tracing::debug!(%peer, %reason, "connection closed");
                 }

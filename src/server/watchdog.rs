@@ -119,8 +119,14 @@ impl Activity {
     }
 
     /// Waits until the connection must be closed. An idle one is first asked to go away, by
-    /// cancelling `leave`, so that an HTTP/2 client is told which requests were not taken.
-    pub(super) async fn expired(&self, limits: Limits, leave: &CancellationToken) -> Expired {
+    /// cancelling `leave`, so that an HTTP/2 client is told which requests were not taken; `idle` is
+    /// called then.
+    pub(super) async fn expired(
+        &self,
+        limits: Limits,
+        leave: &CancellationToken,
+        idle: impl Fn(),
+    ) -> Expired {
         let mut left = None;
         loop {
             let now = Instant::now();
@@ -132,7 +138,10 @@ impl Activity {
                 && at <= now
             {
                 match reason {
-                    Expired::Idle => leave.cancel(),
+                    Expired::Idle => {
+                        idle();
+                        leave.cancel();
+                    }
                     reason => return reason,
                 }
                 continue;

@@ -4,7 +4,7 @@ use std::fmt::{self, Debug};
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use tracing::Subscriber;
 use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
@@ -16,7 +16,7 @@ use tracing_subscriber::{Layer, Registry, reload};
 use super::json::{JsonFields, JsonLine, is_for_traces};
 use super::output::{LastLines, Output};
 use super::targets::{REQUEST, SERVER, TRACE};
-use crate::config::{LogConfig, LogFormat};
+use crate::config::{LogConfig, LogFormat, log_targets};
 
 static CONTROL: OnceLock<Control> = OnceLock::new();
 
@@ -64,7 +64,8 @@ fn pretty_field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> fm
 
 /// The ids are on every line, whatever is asked for; spans that traces are made of are on none.
 fn parse(filter: &str) -> anyhow::Result<Targets> {
-    let targets: Targets = filter.parse().context("log.filter cannot be read")?;
+    let targets =
+        log_targets(filter).map_err(|error| anyhow!("log.filter cannot be read: {error}"))?;
     Ok(targets
         .with_target(REQUEST, LevelFilter::ERROR)
         .with_target(TRACE, LevelFilter::OFF)

@@ -15,7 +15,7 @@ mod timed;
 pub mod traces;
 pub mod traffic;
 
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -61,7 +61,9 @@ impl Drop for Telemetry {
             drop(flushing);
         });
         // Nothing is ever sent: it ends when both are done, or when time is up.
-        let _ = flushed.recv_timeout(FLUSH_TIMEOUT);
+        if flushed.recv_timeout(FLUSH_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("traces or events are left behind: nobody took them in time");
+        }
         let lost = log::dropped();
         if lost > 0 {
             tracing::warn!(lost, "log lines were dropped: what reads them was too slow");

@@ -3,8 +3,10 @@
 //! Lines are gathered for a moment and written together. To wake the thread for each would cost a
 //! request more than the line itself.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
 use std::mem;
+use std::os::fd::AsFd;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -50,10 +52,12 @@ impl Output {
     /// Starts the thread.
     pub(super) fn start() -> io::Result<(Self, LastLines)> {
         let output = Self(Arc::new(Shared { queue: Mutex::default(), filled: Condvar::new() }));
+        // As a file: the standard library would keep what could not be written, and begin with it again.
+        let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
         let (ending, ended) = mpsc::channel::<()>();
         let lines = output.clone();
         thread::Builder::new().name("log".into()).spawn(move || {
-            lines.write_all_there_is(&mut io::stdout());
+            lines.write_all_there_is(&mut stdout);
             drop(ending);
         })?;
         Ok((output.clone(), LastLines { output, ended }))
@@ -82,8 +86,8 @@ impl Output {
         let mut text = Vec::new();
         while self.gather() {
             mem::swap(&mut self.lock().text, &mut text);
-            // Where nobody reads any more there is nobody to tell.
-            let _ = out.write_all(&text).and_then(|()| out.flush());
+            let lost = write(&text, out);
+            self.lock().dropped += lost;
             text.clear();
             text.shrink_to(KEPT);
         }
@@ -103,6 +107,29 @@ impl Output {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Writes lines; says how many could not be. What a reader has half of ends before the next begins.
+fn write(mut text: &[u8], out: &mut impl Write) -> u64 {
+    let mut half = false;
+    while !text.is_empty() {
+        match out.write(text) {
+            Ok(written) if written > 0 => {
+                half = text[written - 1] != b'\n';
+                text = &text[written..];
+            }
+            // A pipe that does not block is full.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(GATHER),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Ok(_) | Err(_) => {
+                if half {
+                    let _ = out.write(b"\n");
+                }
+                return text.iter().filter(|byte| **byte == b'\n').count() as u64;
+            }
+        }
+    }
+    0
 }
 
 impl<'a> MakeWriter<'a> for Output {
@@ -137,6 +164,34 @@ impl Drop for LastLines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Takes a few bytes at a time, fails as it is told to, and then for good.
+    struct Poor(Vec<u8>, Vec<ErrorKind>);
+
+    impl Write for Poor {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            match self.1.pop() {
+                Some(kind) => Err(kind.into()),
+                None => {
+                    self.0.extend(&text[..text.len().min(3)]);
+                    Ok(text.len().min(3))
+                }
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_pipe_is_waited_for_and_a_broken_one_costs_lines_that_are_counted() {
+        let mut full = Poor(Vec::new(), vec![ErrorKind::WouldBlock, ErrorKind::Interrupted]);
+        assert_eq!(write(b"one\ntwo\n", &mut full), 0);
+        assert_eq!(full.0, b"one\ntwo\n");
+        let mut broken = Poor(Vec::new(), vec![ErrorKind::StorageFull]);
+        assert_eq!(write(b"one\ntwo\n", &mut broken), 2);
+    }
 
     #[test]
     fn lines_over_the_limit_are_dropped_and_counted_and_the_others_stay_whole() {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
+use reqwest::redirect;
 use sentry::integrations::tracing::{BreadcrumbLayer, ErrorLayer, SpanLayer};
 use sentry::protocol::{Context, Event, Exception, SpanStatus, TraceContext, User};
 use sentry::transports::ReqwestHttpTransportOptions;
@@ -80,7 +81,11 @@ struct BoundedTransport;
 
 impl TransportFactory for BoundedTransport {
     fn create_transport_with_options(&self, options: TransportOptions) -> Arc<dyn Transport> {
-        let client = reqwest::Client::builder().timeout(SEND_TIMEOUT).build().unwrap_or_default();
+        let client = reqwest::Client::builder()
+            .redirect(redirect::Policy::none())
+            .timeout(SEND_TIMEOUT)
+            .build()
+            .unwrap_or_default();
         Arc::new(ReqwestHttpTransportOptions::from(options).with_client(client).build())
     }
 }
@@ -173,6 +178,7 @@ impl Timing {
             return Self(None);
         }
         let sent = trusted.and_then(|headers| headers.get("sentry-trace")?.to_str().ok());
+        let sent = sent.filter(|sent| is_decided(sent));
         // Whether a trace is kept is for whoever began it to say.
         if sent.is_none() && fastrand::f32() >= part {
             return Self(None);
@@ -200,6 +206,17 @@ impl Timing {
     }
 }
 
+/// Whether it is a `sentry-trace` (trace, span, decision) with a decision in it.
+fn is_decided(header: &str) -> bool {
+    let hex = |text: &str, length| {
+        text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    let mut parts = header.split('-');
+    let [trace, span, decision] = [parts.next(), parts.next(), parts.next()];
+    let ids = trace.is_some_and(|id| hex(id, 32)) && span.is_some_and(|id| hex(id, 16));
+    ids && matches!(decision, Some("0" | "1")) && parts.next().is_none()
+}
+
 /// As Sentry maps HTTP to its own.
 fn span_status(status: Option<StatusCode>) -> SpanStatus {
     match status.map_or(499, |status| status.as_u16()) {
@@ -214,5 +231,21 @@ fn span_status(status: Option<StatusCode>) -> SpanStatus {
         400..500 => SpanStatus::InvalidArgument,
         500.. => SpanStatus::InternalError,
         _ => SpanStatus::Ok,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_header_that_decides_takes_the_place_of_the_draw() {
+        let (trace, span) = ("771a43a4192642f0b136d5159a501700", "7c7b5f3c1a2b3d4e");
+        for decision in ["0", "1"] {
+            assert!(is_decided(&format!("{trace}-{span}-{decision}")));
+        }
+        for bad in ["", "garbage", &format!("{trace}-{span}"), &format!("{trace}-{span}-2")] {
+            assert!(!is_decided(bad), "{bad}");
+        }
     }
 }

@@ -24,6 +24,7 @@ use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, Span as SdkSpan, SpanData,
     SpanExporter, SpanProcessor,
 };
+use reqwest::redirect;
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -106,8 +107,14 @@ fn provider(config: &Config) -> anyhow::Result<SdkTracerProvider> {
         return Ok(provider.with_sampler(sampler).build());
     };
     let url = format!("{}/v1/traces", endpoint.expose().trim_end_matches('/'));
+    // Whoever can make the receiver redirect must not be sent its headers.
+    let client = reqwest::blocking::Client::builder()
+        .redirect(redirect::Policy::none())
+        .timeout(Duration::from_millis(traces.timeout_ms))
+        .build()?;
     let sender = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
+        .with_http_client(client)
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(url)
         .with_headers(traces.header_pairs().into_iter().collect())

@@ -76,6 +76,9 @@ async fn the_log_level_is_set_while_it_runs() {
     assert_eq!(set_filter(&service, "warn").await.0, StatusCode::OK);
     service.get("/api/v1/plans").await;
 
+    for bad in ["", "inof"] {
+        assert_eq!(set_filter(&service, bad).await.0, StatusCode::BAD_REQUEST, "{bad:?}");
+    }
     let (status, problem) = set_filter(&service, "plinth=loud").await;
     assert_eq!((status.as_u16(), &problem["code"]), (400, &"MALFORMED_REQUEST".into()));
     assert!(problem["detail"].as_str().unwrap().contains("log.filter"), "{problem}");

@@ -218,6 +218,22 @@ async fn the_last_spans_are_sent_before_the_exit() {
     assert_eq!(served, 50);
 }
 
+/// Whoever can make the receiver redirect is not to have its key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_redirects_is_not_followed() {
+    let elsewhere = Collector::start().await;
+    let redirect = axum::response::Redirect::temporary(&format!("{}/v1/traces", elsewhere.url));
+    let router = axum::Router::new().fallback(async move || redirect.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async { axum::serve(listener, router).await });
+    let service = Service::start([("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())]).await;
+    service.get("/api/v1/plans").await;
+    let ended = service.stop().await;
+    assert!(elsewhere.spans().is_empty(), "{:#?}", elsewhere.spans());
+    assert!(ended.out.iter().any(|line| line.contains("traces are not taken")), "{ended:#?}");
+}
+
 /// One that takes connections and never answers, and one that is not there.
 #[tokio::test(flavor = "multi_thread")]
 async fn spans_that_nobody_takes_are_dropped_and_counted_and_nobody_waits() {
