@@ -4,6 +4,7 @@ use reqwest::Method;
 
 use crate::sentry_server::Sentry;
 use crate::service::Service;
+use crate::support::until;
 
 const TRACE: &str = "771a43a4192642f0b136d5159a501700";
 
@@ -17,22 +18,39 @@ async fn a_request_is_timed_in_the_trace_of_a_trusted_caller() {
             ("APP_SERVER__TRUSTED_PROXIES", trusted),
         ])
         .await;
-        let request = service.request(Method::GET, "/api/v1/plans");
-        let request = request.header("sentry-trace", format!("{TRACE}-7c7b5f3c1a2b3d4e-1"));
-        assert_eq!(request.send().await.unwrap().status(), 200);
+        let ask = async || {
+            let request = service.request(Method::GET, "/api/v1/plans");
+            let request = request.header("sentry-trace", format!("{TRACE}-7c7b5f3c1a2b3d4e-1"));
+            assert_eq!(request.send().await.unwrap().status(), 200);
+        };
+        ask().await;
         let timed = sentry.item("transaction").await;
         assert_eq!(timed["transaction"], "GET /api/v1/plans");
         let trace = &timed["contexts"]["trace"];
         assert_eq!(trace["trace_id"] == TRACE, continued, "{timed:#}");
         assert_eq!(trace["op"], "http.server");
         assert_eq!(trace["status"], "ok");
-        let spans = timed["spans"].as_array().unwrap();
-        let names: Vec<_> = spans.iter().map(|s| s["data"]["otel.name"].clone()).collect();
-        assert_eq!(names, ["SELECT plans", "plans.list"], "{timed:#}");
+
+        // SQLite's thread may hold a span for a moment longer than its request takes, and what ends
+        // later is not in the transaction: most have all of theirs.
+        let has_all = |timed: &serde_json::Value| {
+            let spans = timed["spans"].as_array().unwrap().iter();
+            let mut names: Vec<_> = spans.map(|s| s["data"]["otel.name"].as_str()).collect();
+            names.sort();
+            names == [Some("SELECT plans"), Some("plans.list")]
+        };
+        let mut asked = 1;
+        until("a transaction has its spans", async || {
+            ask().await;
+            asked += 1;
+            sentry.items("transaction").iter().any(has_all)
+        })
+        .await;
         // The health checks and the probes are timed for nobody.
         service.get("/health/ready").await;
         service.stop().await;
-        assert_eq!(sentry.items("transaction").len(), 1);
+        let timed = sentry.items("transaction").len();
+        assert!(timed <= asked, "{timed} of {asked}");
     }
 }
 
